@@ -1,0 +1,133 @@
+//! The state of the world as objects by key, and the updates that change it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use smol_str::SmolStr;
+
+use super::{Endpoint, EndpointId, Labels, ObservedInterface, Policy, PolicyId};
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Name.
+    pub name: SmolStr,
+    /// Labels, `kubernetes.io/metadata.name` included.
+    pub labels: Labels,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: SmolStr,
+    /// Labels.
+    pub labels: Labels,
+    /// Host identities: the addresses under which processes of the host itself appear. For a remote node with
+    /// Flannel's vxlan behind a bridge these include `.0` and `.1` of its pod CIDRs.
+    pub addresses: Vec<IpAddr>,
+    /// Pod CIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// An object that policy depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Namespace),
+    /// A node.
+    Node(Node),
+    /// A pod or workload endpoint.
+    Endpoint(Endpoint),
+    /// A policy.
+    Policy(Policy),
+    /// An interface that the kernel of this node reports.
+    Interface(ObservedInterface),
+}
+
+impl Object {
+    /// The key under which this object replaces its older version.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
+            Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::Endpoint(endpoint) => ObjectKey::Endpoint(endpoint.id.clone()),
+            Self::Policy(policy) => ObjectKey::Policy(policy.id.clone()),
+            Self::Interface(interface) => ObjectKey::Interface(interface.index),
+        }
+    }
+}
+
+/// Identity of an [`Object`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKey {
+    /// A namespace, by name.
+    Namespace(SmolStr),
+    /// A node, by name.
+    Node(SmolStr),
+    /// An endpoint.
+    Endpoint(EndpointId),
+    /// A policy.
+    Policy(PolicyId),
+    /// An interface of this node, by index.
+    Interface(u32),
+}
+
+/// One change of the state. Duplicates, removals of what is not there and any order are fine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// The object is now this.
+    Upsert(Object),
+    /// The object is gone.
+    Remove(ObjectKey),
+}
+
+/// All objects by key: the whole input of the evaluator, and what the calculation graph keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<SmolStr, Namespace>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<SmolStr, Node>,
+    /// Endpoints by id.
+    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// Policies by id.
+    pub policies: BTreeMap<PolicyId, Policy>,
+    /// Interfaces of this node by index.
+    pub interfaces: BTreeMap<u32, ObservedInterface>,
+}
+
+impl Cluster {
+    /// Applies one update; returns the version of the object that it replaced or removed.
+    pub fn apply(&mut self, update: Update) -> Option<Object> {
+        match update {
+            Update::Upsert(Object::Namespace(new)) => {
+                self.namespaces.insert(new.name.clone(), new).map(Object::Namespace)
+            }
+            Update::Upsert(Object::Node(new)) => {
+                self.nodes.insert(new.name.clone(), new).map(Object::Node)
+            }
+            Update::Upsert(Object::Endpoint(new)) => {
+                self.endpoints.insert(new.id.clone(), new).map(Object::Endpoint)
+            }
+            Update::Upsert(Object::Policy(new)) => {
+                self.policies.insert(new.id.clone(), new).map(Object::Policy)
+            }
+            Update::Upsert(Object::Interface(new)) => {
+                self.interfaces.insert(new.index, new).map(Object::Interface)
+            }
+            Update::Remove(ObjectKey::Namespace(name)) => {
+                self.namespaces.remove(&name).map(Object::Namespace)
+            }
+            Update::Remove(ObjectKey::Node(name)) => self.nodes.remove(&name).map(Object::Node),
+            Update::Remove(ObjectKey::Endpoint(id)) => {
+                self.endpoints.remove(&id).map(Object::Endpoint)
+            }
+            Update::Remove(ObjectKey::Policy(id)) => self.policies.remove(&id).map(Object::Policy),
+            Update::Remove(ObjectKey::Interface(index)) => {
+                self.interfaces.remove(&index).map(Object::Interface)
+            }
+        }
+    }
+}

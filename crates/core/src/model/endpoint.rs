@@ -1,0 +1,177 @@
+//! Endpoints: what policy protects and what may be a peer.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use smol_str::SmolStr;
+
+use super::{Labels, Protocol};
+
+/// Where an endpoint came from. A pod and a workload endpoint of one name are two endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointKind {
+    /// A Kubernetes Pod.
+    Pod,
+    /// Our own `WorkloadEndpoint`, for hosts without Kubernetes.
+    WorkloadEndpoint,
+}
+
+/// Identity of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId {
+    /// Where it came from.
+    pub kind: EndpointKind,
+    /// Its namespace.
+    pub namespace: SmolStr,
+    /// Its name.
+    pub name: SmolStr,
+}
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whether an endpoint counts in pod sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lifecycle {
+    /// Pending, running or terminating: it may own its addresses.
+    Live,
+    /// Succeeded or failed: its addresses may already be another's, so it is in no pod set.
+    Finished,
+}
+
+/// A port that a container declares; named ports resolve to these.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerPort {
+    /// Name by which policies refer to it.
+    pub name: Option<SmolStr>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port number, 1..=65535.
+    pub number: u16,
+}
+
+/// A pod, VM, container or other workload with addresses of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Identity.
+    pub id: EndpointId,
+    /// Labels that selectors see.
+    pub labels: Labels,
+    /// Name of the node it runs on, once known.
+    pub node: Option<SmolStr>,
+    /// All its addresses, both families, as the API tells them.
+    pub addresses: Vec<IpAddr>,
+    /// Declared ports of all containers, native sidecars included.
+    pub ports: Vec<ContainerPort>,
+    /// Shares the node's network namespace: never selected, never a peer.
+    pub host_network: bool,
+    /// Whether it still counts.
+    pub lifecycle: Lifecycle,
+    /// Host-side interface, if the object names one (workload endpoints only).
+    pub interface: Option<InterfaceName>,
+    /// Hardware address, if the object names one (workload endpoints only).
+    pub mac: Option<MacAddress>,
+}
+
+impl Endpoint {
+    /// Whether it is in pod sets at all: not on the host network and not finished.
+    pub fn is_workload(&self) -> bool {
+        !self.host_network && self.lifecycle == Lifecycle::Live
+    }
+}
+
+/// Name of a network interface. Invariant: 1..=15 bytes, no `/`, no white space, no control character, and
+/// nothing that nft would have to escape (quote, backslash); not `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InterfaceName(SmolStr);
+
+impl InterfaceName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a text is no interface name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InterfaceNameError {
+    /// Empty, longer than 15 bytes, `.` or `..`.
+    #[error("an interface name has 1 to 15 bytes and is not . or ..")]
+    Length,
+    /// A character that the kernel or nft would not take as it is.
+    #[error("an interface name may not contain {found:?}")]
+    Character {
+        /// The first such character.
+        found: char,
+    },
+}
+
+impl FromStr for InterfaceName {
+    type Err = InterfaceNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() || text.len() > 15 || text == "." || text == ".." {
+            return Err(InterfaceNameError::Length);
+        }
+        let is_bad =
+            |c: &char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '"' | '\\' | '*');
+        match text.chars().find(is_bad) {
+            Some(found) => Err(InterfaceNameError::Character { found }),
+            None => Ok(Self(text.into())),
+        }
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "a hardware address is six hexadecimal octets separated by colons";
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts.next().ok_or(WANTED)?;
+            if part.len() != 2 {
+                return Err(WANTED);
+            }
+            *octet = u8::from_str_radix(part, 16).map_err(|_| WANTED)?;
+        }
+        if parts.next().is_some() { Err(WANTED) } else { Ok(Self(octets)) }
+    }
+}
+
+/// What the kernel of this node tells about one pod interface: the facts of an endpoint, without identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedInterface {
+    /// Interface index on the host side; the key.
+    pub index: u32,
+    /// Name on the host side.
+    pub name: InterfaceName,
+    /// The bridge it is a port of; `None` for a routed interface.
+    pub bridge: Option<InterfaceName>,
+    /// Hardware address on the pod's side, where it can be seen.
+    pub mac: Option<MacAddress>,
+    /// Addresses on the pod's side (link-local ones left out), where they can be seen.
+    pub addresses: Vec<IpAddr>,
+}
