@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The kernel side of towpath: nftables, links, bridges and packet logs over netlink.
+//!
+//! It knows nothing of policy. The only crate that opens netlink sockets or holds `unsafe`.
+
+pub mod nft;

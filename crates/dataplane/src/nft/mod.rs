@@ -1,0 +1,16 @@
+//! nftables as typed objects and transactions.
+//!
+//! [`object`] has the nouns (tables, chains, sets, elements, rules), [`transaction`] the operations. A [`Backend`]
+//! commits a transaction as one batch, all or nothing.
+
+pub mod backend;
+pub mod object;
+pub mod transaction;
+
+pub use backend::{Backend, CommitError};
+pub use object::{
+    BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,
+    MatchOperand, Name, NameError, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table,
+    TableFlags, Value,
+};
+pub use transaction::{Operation, Transaction};

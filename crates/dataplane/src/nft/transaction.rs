@@ -1,0 +1,54 @@
+//! Operations, and the transaction that collects them.
+
+use super::object::{Chain, Element, Name, Rule, SetSpec, Table, TableFlags};
+
+/// One change of the ruleset. All of a transaction take effect together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Makes the table, or adopts one that is there.
+    AddTable(Table, TableFlags),
+    /// Removes the table with all it holds; an error when it is not there.
+    DeleteTable(Table),
+    /// Makes a chain, or does nothing when an equal one is there.
+    AddChain(Table, Chain),
+    /// Removes all rules of a chain.
+    FlushChain(Table, Name),
+    /// Removes an empty, unreferenced chain.
+    DeleteChain(Table, Name),
+    /// Appends a rule.
+    AddRule(Table, Name, Rule),
+    /// Makes a set, or does nothing when an equal one is there.
+    AddSet(Table, SetSpec),
+    /// Removes an unreferenced set with its elements.
+    DeleteSet(Table, Name),
+    /// Removes all elements of a set.
+    FlushSet(Table, Name),
+    /// Adds elements; an equal one that is there is fine, one with another value is an error.
+    AddElements(Table, Name, Vec<Element>),
+    /// Removes elements by key; an error when one is not there.
+    DeleteElements(Table, Name, Vec<Element>),
+}
+
+/// Operations that one batch carries, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    /// The operations.
+    pub operations: Vec<Operation>,
+}
+
+impl Transaction {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends an operation.
+    pub fn push(&mut self, operation: Operation) {
+        self.operations.push(operation);
+    }
+
+    /// Whether it has no operations.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+}
