@@ -1,0 +1,274 @@
+//! Configuration in layers: a YAML file, then environment variables, then whatever the caller adds (flags).
+//!
+//! A table of [`Setting`]s drives both layers, so that a key of the file, its variable and its parser stand in one
+//! place. All faults are collected and reported at once, each with its place.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+/// One thing that can be configured, in a configuration of type `C`.
+pub struct Setting<C: 'static> {
+    /// Key in the file.
+    pub key: &'static str,
+    /// Environment variable that overrides it.
+    pub variable: &'static str,
+    /// Puts a value in; an error says what is wrong with the value.
+    pub set: fn(&mut C, Value) -> Result<(), String>,
+}
+
+/// One fault of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// `file:line:column`, or the variable or flag.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// Every fault that was found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// The faults, in the order of the layers.
+    pub faults: Vec<Fault>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration has faults")?;
+        for fault in &self.faults {
+            write!(f, "\n  {}: {}", fault.place, fault.message)?;
+        }
+        Ok(())
+    }
+}
+
+/// Lays the file and the environment over `config`. `variable` looks a variable up, so that tests need no
+/// environment of their own. Returns every fault; what had none is in `config`.
+pub fn layer<C>(
+    config: &mut C,
+    settings: &[Setting<C>],
+    file: Option<&Path>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if let Some(path) = file {
+        let place = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => faults.extend(layer_text(config, settings, &place, &text)),
+            Err(error) => faults.push(Fault {
+                place,
+                message: format!("cannot read it: {error}"),
+            }),
+        }
+    }
+    for setting in settings {
+        let Some(text) = variable(setting.variable) else {
+            continue;
+        };
+        let value = value_of_variable(&text);
+        if let Err(message) = (setting.set)(config, value) {
+            faults.push(Fault {
+                place: setting.variable.to_owned(),
+                message,
+            });
+        }
+    }
+    faults
+}
+
+/// Lays the text of a configuration file over `config`.
+pub fn layer_text<C>(
+    config: &mut C,
+    settings: &[Setting<C>],
+    name: &str,
+    text: &str,
+) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if text.trim().is_empty() {
+        return faults;
+    }
+    let entries = match serde_saphyr::from_str::<Option<Entries>>(text) {
+        Ok(entries) => entries.map(|entries| entries.0).unwrap_or_default(),
+        Err(error) => {
+            let place = error.location().map_or_else(
+                || name.to_owned(),
+                |at| format!("{name}:{}:{}", at.line(), at.column()),
+            );
+            let message = error.without_snippet().to_string();
+            return vec![Fault { place, message }];
+        }
+    };
+    for (key, value) in entries {
+        let at = key.referenced;
+        let place = format!("{name}:{}:{}", at.line(), at.column());
+        let outcome = match settings.iter().find(|setting| setting.key == key.value) {
+            Some(setting) => {
+                (setting.set)(config, value).map_err(|error| format!("{}: {error}", key.value))
+            }
+            None => Err(unknown_key(&key.value, settings)),
+        };
+        faults.extend(outcome.err().map(|message| Fault { place, message }));
+    }
+    faults
+}
+
+/// Parses a value into a field; for the `set` of a [`Setting`].
+pub fn put<T: DeserializeOwned>(field: &mut T, value: Value) -> Result<(), String> {
+    *field = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// A variable holds a YAML value: a scalar, or a list in brackets. What is no YAML is taken as text.
+fn value_of_variable(text: &str) -> Value {
+    serde_saphyr::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+fn unknown_key<C>(key: &str, settings: &[Setting<C>]) -> String {
+    let near = settings.iter().map(|setting| setting.key).find(|known| {
+        known.eq_ignore_ascii_case(key) || known.starts_with(key) || key.starts_with(known)
+    });
+    if let Some(near) = near {
+        return format!("unknown key {key:?}; did you mean {near:?}?");
+    }
+    let keys: Vec<&str> = settings.iter().map(|setting| setting.key).collect();
+    format!("unknown key {key:?}; the keys are {}", keys.join(", "))
+}
+
+/// The pairs of a mapping, keys with their place.
+struct Entries(Vec<(Spanned<String>, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping of keys to values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Entries(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Config {
+        bridges: Vec<String>,
+        group: u16,
+        name: String,
+    }
+
+    const SETTINGS: &[Setting<Config>] = &[
+        Setting {
+            key: "bridges",
+            variable: "X_BRIDGES",
+            set: |c, v| put(&mut c.bridges, v),
+        },
+        Setting {
+            key: "group",
+            variable: "X_GROUP",
+            set: |c, v| put(&mut c.group, v),
+        },
+        Setting {
+            key: "name",
+            variable: "X_NAME",
+            set: |c, v| put(&mut c.name, v),
+        },
+    ];
+
+    #[test]
+    fn later_layers_win() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("agent.yaml");
+        std::fs::write(&file, "bridges: [cni0, br1]\ngroup: 7\nname: from-file\n").unwrap();
+        let mut config = Config::default();
+
+        let faults = layer(&mut config, SETTINGS, Some(&file), |name| {
+            (name == "X_NAME").then(|| "from-variable".to_owned())
+        });
+
+        assert_eq!(faults, []);
+        let bridges = vec!["cni0".to_owned(), "br1".to_owned()];
+        assert_eq!(
+            config,
+            Config {
+                bridges,
+                group: 7,
+                name: "from-variable".to_owned()
+            }
+        );
+    }
+
+    #[test]
+    fn reports_all_faults_with_their_places() {
+        let mut config = Config::default();
+        let text = "bridges: 5\n# a comment\nGroup: 3\ngroup: 70000\nname: kept\n";
+
+        let faults = layer_text(&mut config, SETTINGS, "agent.yaml", text);
+
+        let places: Vec<&str> = faults.iter().map(|fault| fault.place.as_str()).collect();
+        assert_eq!(
+            places,
+            ["agent.yaml:1:1", "agent.yaml:3:1", "agent.yaml:4:1"]
+        );
+        assert!(
+            faults[1].message.contains("did you mean \"group\"?"),
+            "{}",
+            faults[1].message
+        );
+        assert_eq!(config.name, "kept");
+    }
+
+    #[test]
+    fn text_that_is_no_mapping_is_one_fault() {
+        let mut config = Config::default();
+
+        let faults = layer_text(&mut config, SETTINGS, "agent.yaml", "- a\n- b\n");
+
+        assert_eq!(faults.len(), 1);
+        assert!(
+            faults[0].place.starts_with("agent.yaml:1"),
+            "{}",
+            faults[0].place
+        );
+    }
+
+    #[test]
+    fn an_empty_file_changes_nothing() {
+        let mut config = Config::default();
+
+        let faults = layer_text(&mut config, SETTINGS, "agent.yaml", "# nothing\n");
+
+        assert_eq!((faults, config), (vec![], Config::default()));
+    }
+
+    #[test]
+    fn a_number_in_a_variable_is_a_number() {
+        let mut config = Config::default();
+
+        let faults = layer(&mut config, SETTINGS, None, |name| {
+            (name == "X_GROUP").then(|| "12".to_owned())
+        });
+
+        assert_eq!((faults.len(), config.group), (0, 12));
+    }
+}
