@@ -1,0 +1,127 @@
+//! `cargo xtask mutants`: seeds one fault after the other into a copy of the sources and checks that the suite
+//! catches each (edge case 37).
+//!
+//! A fault is a text that stands exactly once in a file, and what replaces it. A fault that does not apply or
+//! does not compile is an error of the list, not a catch.
+
+mod faults;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+pub(crate) use faults::{FAULTS, Fault, Suite};
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Caught,
+    Survived,
+}
+
+impl Suite {
+    /// Arguments of cargo that build and run the tests that ought to catch the fault.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Core => &["test", "--package", "towpath-core"],
+            Self::Api => &["test", "--package", "towpath-api"],
+            Self::Layout => &["test", "--package", "policy-agent", "--lib"],
+            Self::Dataplane => &["test", "--package", "towpath-dataplane"],
+        }
+    }
+}
+
+/// Runs all faults, or those whose name contains `filter`.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let copy = Copy::new()?;
+    let chosen: Vec<&Fault> =
+        FAULTS.iter().filter(|fault| filter.is_none_or(|text| fault.name.contains(text))).collect();
+    ensure!(!chosen.is_empty(), "no fault has such a name");
+    let mut suites: Vec<Suite> = chosen.iter().map(|fault| fault.suite).collect();
+    suites.sort_unstable();
+    suites.dedup();
+    for suite in suites {
+        println!("{suite:?} without a fault must pass");
+        ensure!(copy.test(suite)?.status.success(), "{suite:?} fails without a fault");
+    }
+    let mut survivors = Vec::new();
+    for (index, fault) in chosen.iter().enumerate() {
+        let fate = copy.seed(fault)?;
+        println!("{:3}/{} {fate:?}: {}", index + 1, chosen.len(), fault.name);
+        if fate == Fate::Survived {
+            survivors.push(fault.name);
+        }
+    }
+    println!("{} faults, {} caught, {} survived", chosen.len(), chosen.len() - survivors.len(), survivors.len());
+    ensure!(survivors.is_empty(), "the suite did not notice: {}", survivors.join("; "));
+    Ok(())
+}
+
+/// A copy of the sources, kept in the cache directory so that dependencies are built once.
+struct Copy {
+    sources: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    fn new() -> Result<Self> {
+        let root = workspace();
+        let folder = crate::cache_folder()?.join("mutants");
+        let (sources, target) = (folder.join("sources"), folder.join("target"));
+        if sources.exists() {
+            fs::remove_dir_all(&sources).with_context(|| format!("cannot empty {}", sources.display()))?;
+        }
+        let listing = Command::new("git")
+            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+            .current_dir(&root)
+            .output()
+            .context("cannot list the sources with git")?;
+        ensure!(listing.status.success(), "git ls-files failed");
+        for name in String::from_utf8(listing.stdout)?.split_terminator('\0') {
+            let (from, to) = (root.join(name), sources.join(name));
+            if !from.is_file() {
+                continue;
+            }
+            fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+            fs::copy(&from, &to).with_context(|| format!("cannot copy {name}"))?;
+        }
+        Ok(Self { sources, target })
+    }
+
+    fn test(&self, suite: Suite) -> Result<Output> {
+        Command::new(env!("CARGO"))
+            .args(suite.arguments())
+            .current_dir(&self.sources)
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env("INSTA_UPDATE", "no")
+            .output()
+            .context("cannot run cargo")
+    }
+
+    /// Seeds one fault, runs its suite, and takes the fault out again.
+    fn seed(&self, fault: &Fault) -> Result<Fate> {
+        let path = self.sources.join(fault.file);
+        let original =
+            fs::read_to_string(&path).with_context(|| format!("{}: cannot read {}", fault.name, fault.file))?;
+        let count = original.matches(fault.before).count();
+        ensure!(count == 1, "{}: {} has the text {count} times, not once", fault.name, fault.file);
+        fs::write(&path, original.replacen(fault.before, fault.after, 1))?;
+        let output = self.test(fault.suite);
+        fs::write(&path, original)?;
+        judge(fault, &output?)
+    }
+}
+
+fn judge(fault: &Fault, output: &Output) -> Result<Fate> {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if errors.contains("could not compile") {
+        bail!("{}: does not compile\n{errors}", fault.name);
+    }
+    Ok(if output.status.success() { Fate::Survived } else { Fate::Caught })
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
