@@ -10,5 +10,7 @@
 
 pub mod calc;
 pub mod evaluate;
+#[cfg(feature = "generate")]
+pub mod generate;
 pub mod model;
 pub mod tables;

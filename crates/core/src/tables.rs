@@ -148,6 +148,10 @@ pub struct DirectionTables {
 }
 
 /// All tables of a node.
+#[expect(
+    clippy::zero_sized_map_values,
+    reason = "sets change by the same code as maps"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Class of single peer addresses.
@@ -190,7 +194,10 @@ impl Tables {
             return *class;
         }
         let holds = |(network, _): &(&IpNet, &ClassId)| network.contains(&peer);
-        self.cidr_class.iter().find(holds).map_or(ClassId::NONE, |(_, class)| *class)
+        self.cidr_class
+            .iter()
+            .find(holds)
+            .map_or(ClassId::NONE, |(_, class)| *class)
     }
 
     /// Judges the first packet of a connection at `endpoint`, as the kernel would. `port` is the destination
@@ -231,14 +238,29 @@ impl DirectionTables {
         transport: Option<(Protocol, u16)>,
     ) -> Option<Verdict> {
         let exact = transport.and_then(|(protocol, port)| {
-            let exact = self.exact.get(&ExactKey { endpoint, class, protocol, port });
-            exact.or_else(|| self.class_protocol.get(&ClassProtocolKey { endpoint, class, protocol }))
+            let exact = self.exact.get(&ExactKey {
+                endpoint,
+                class,
+                protocol,
+                port,
+            });
+            exact.or_else(|| {
+                self.class_protocol.get(&ClassProtocolKey {
+                    endpoint,
+                    class,
+                    protocol,
+                })
+            })
         });
         exact
             .or_else(|| self.class_any.get(&ClassKey { endpoint, class }))
             .or_else(|| {
                 let (protocol, port) = transport?;
-                self.any.get(&PortKey { endpoint, protocol, port })
+                self.any.get(&PortKey {
+                    endpoint,
+                    protocol,
+                    port,
+                })
             })
             .copied()
     }
@@ -248,12 +270,17 @@ impl Profile {
     /// The verdict of the first matching rule.
     fn look_up(&self, class: ClassId, transport: Option<(Protocol, u16)>) -> Option<Verdict> {
         let matches = |rule: &&ProfileRule| {
-            let class_matches =
-                rule.classes.as_ref().is_none_or(|classes| classes.binary_search(&class).is_ok());
+            let class_matches = rule
+                .classes
+                .as_ref()
+                .is_none_or(|classes| classes.binary_search(&class).is_ok());
             let port_matches = rule.ports.as_ref().is_none_or(|ports| {
                 transport.is_some_and(|(protocol, port)| {
                     ports.protocol == protocol
-                        && ports.ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
+                        && ports
+                            .ranges
+                            .iter()
+                            .any(|(first, last)| (*first..=*last).contains(&port))
                 })
             });
             class_matches && port_matches
@@ -363,9 +390,10 @@ impl Tables {
         apply_changes(&mut self.profiles, &phase.profiles);
         apply_changes(&mut self.bindings, &phase.bindings);
         apply_changes(&mut self.pod_networks, &phase.pod_networks);
-        for (tables, delta) in
-            [(&mut self.ingress, &phase.ingress), (&mut self.egress, &phase.egress)]
-        {
+        for (tables, delta) in [
+            (&mut self.ingress, &phase.ingress),
+            (&mut self.egress, &phase.egress),
+        ] {
             apply_changes(&mut tables.state, &delta.state);
             apply_changes(&mut tables.exact, &delta.exact);
             apply_changes(&mut tables.class_protocol, &delta.class_protocol);

@@ -102,21 +102,25 @@ impl Cluster {
     /// Applies one update; returns the version of the object that it replaced or removed.
     pub fn apply(&mut self, update: Update) -> Option<Object> {
         match update {
-            Update::Upsert(Object::Namespace(new)) => {
-                self.namespaces.insert(new.name.clone(), new).map(Object::Namespace)
-            }
+            Update::Upsert(Object::Namespace(new)) => self
+                .namespaces
+                .insert(new.name.clone(), new)
+                .map(Object::Namespace),
             Update::Upsert(Object::Node(new)) => {
                 self.nodes.insert(new.name.clone(), new).map(Object::Node)
             }
-            Update::Upsert(Object::Endpoint(new)) => {
-                self.endpoints.insert(new.id.clone(), new).map(Object::Endpoint)
-            }
-            Update::Upsert(Object::Policy(new)) => {
-                self.policies.insert(new.id.clone(), new).map(Object::Policy)
-            }
-            Update::Upsert(Object::Interface(new)) => {
-                self.interfaces.insert(new.index, new).map(Object::Interface)
-            }
+            Update::Upsert(Object::Endpoint(new)) => self
+                .endpoints
+                .insert(new.id.clone(), new)
+                .map(Object::Endpoint),
+            Update::Upsert(Object::Policy(new)) => self
+                .policies
+                .insert(new.id.clone(), new)
+                .map(Object::Policy),
+            Update::Upsert(Object::Interface(new)) => self
+                .interfaces
+                .insert(new.index, new)
+                .map(Object::Interface),
             Update::Remove(ObjectKey::Namespace(name)) => {
                 self.namespaces.remove(&name).map(Object::Namespace)
             }

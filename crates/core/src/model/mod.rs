@@ -9,8 +9,8 @@ mod selector;
 
 pub use cluster::{Cluster, Namespace, Node, Object, ObjectKey, Update};
 pub use endpoint::{
-    ContainerPort, Endpoint, EndpointId, EndpointKind, InterfaceName, InterfaceNameError, Lifecycle,
-    MacAddress, ObservedInterface,
+    ContainerPort, Endpoint, EndpointId, EndpointKind, InterfaceName, InterfaceNameError,
+    Lifecycle, MacAddress, ObservedInterface,
 };
 pub use policy::{
     Action, Direction, NamespaceMatch, Peer, Peers, Policy, PolicyId, PolicyKind, PortMatch, Ports,

@@ -70,14 +70,23 @@ pub struct Tier {
 
 impl Tier {
     /// ClusterNetworkPolicy of tier Admin.
-    pub const ADMIN: Self =
-        Self { order: 1_000, name: SmolStr::new_static("Admin"), default: TierDefault::Pass };
+    pub const ADMIN: Self = Self {
+        order: 1_000,
+        name: SmolStr::new_static("Admin"),
+        default: TierDefault::Pass,
+    };
     /// Kubernetes NetworkPolicy.
-    pub const NETWORK_POLICY: Self =
-        Self { order: 1_000_000, name: SmolStr::new_static("NetworkPolicy"), default: TierDefault::Deny };
+    pub const NETWORK_POLICY: Self = Self {
+        order: 1_000_000,
+        name: SmolStr::new_static("NetworkPolicy"),
+        default: TierDefault::Deny,
+    };
     /// ClusterNetworkPolicy of tier Baseline.
-    pub const BASELINE: Self =
-        Self { order: 10_000_000, name: SmolStr::new_static("Baseline"), default: TierDefault::Pass };
+    pub const BASELINE: Self = Self {
+        order: 10_000_000,
+        name: SmolStr::new_static("Baseline"),
+        default: TierDefault::Pass,
+    };
 }
 
 /// Which API a policy came from.

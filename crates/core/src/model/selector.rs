@@ -24,8 +24,10 @@ impl Labels {
 impl<K: Into<SmolStr>, V: Into<SmolStr>> FromIterator<(K, V)> for Labels {
     /// Sorts; of two pairs with one key the later wins.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        let sorted: std::collections::BTreeMap<SmolStr, SmolStr> =
-            pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let sorted: std::collections::BTreeMap<SmolStr, SmolStr> = pairs
+            .into_iter()
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect();
         Self(sorted.into_iter().collect())
     }
 }
@@ -48,7 +50,9 @@ impl Requirement {
     pub fn matches(&self, labels: &Labels) -> bool {
         match self {
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
-            Self::NotIn(key, values) => !labels.get(key).is_some_and(|value| values.contains(value)),
+            Self::NotIn(key, values) => {
+                !labels.get(key).is_some_and(|value| values.contains(value))
+            }
             Self::Exists(key) => labels.get(key).is_some(),
             Self::DoesNotExist(key) => labels.get(key).is_none(),
         }
@@ -77,7 +81,9 @@ impl Selector {
 
     /// Whether `labels` meet all requirements.
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.requirements.iter().all(|requirement| requirement.matches(labels))
+        self.requirements
+            .iter()
+            .all(|requirement| requirement.matches(labels))
     }
 
     /// The requirements, sorted.

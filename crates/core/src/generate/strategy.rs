@@ -1,0 +1,191 @@
+//! The proptest strategies: how often each shape occurs.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::{
+    AddressSpec, BlockSpec, ContainerPortSpec, EndpointSpec, Families, LabelSpec,
+    NamespaceMatchSpec, NamespaceSpec, NodeSpec, PeerSpec, PolicySpec, PortSpec, RuleSpec,
+    SelectorSpec, Sort, TierSpec, World,
+};
+use crate::model::Action;
+
+/// Worlds of 1 to 4 namespaces, 2 or 3 nodes, up to 12 endpoints and up to 8 policies.
+pub fn world() -> impl Strategy<Value = World> {
+    let namespaces = vec(namespace(), 1..=4);
+    let nodes = vec(node(), 2..=3);
+    let endpoints = vec(endpoint(), 2..=12);
+    let policies = vec(policy(), 0..=8);
+    (namespaces, nodes, endpoints, policies).prop_map(|(namespaces, nodes, endpoints, policies)| {
+        World {
+            namespaces,
+            nodes,
+            endpoints,
+            policies,
+        }
+    })
+}
+
+fn labels() -> impl Strategy<Value = LabelSpec> {
+    [
+        option::weighted(0.7, 0..3u8),
+        option::weighted(0.5, 0..3u8),
+        option::weighted(0.3, 0..3u8),
+    ]
+}
+
+fn namespace() -> impl Strategy<Value = NamespaceSpec> {
+    (prop::bool::weighted(0.88), labels())
+        .prop_map(|(is_known, labels)| NamespaceSpec { is_known, labels })
+}
+
+fn node() -> impl Strategy<Value = NodeSpec> {
+    (labels(), any::<bool>()).prop_map(|(labels, has_bridge_addresses)| NodeSpec {
+        labels,
+        has_bridge_addresses,
+    })
+}
+
+fn endpoint() -> impl Strategy<Value = EndpointSpec> {
+    let sort = prop_oneof![
+        14 => Just(Sort::Pod),
+        3 => Just(Sort::Workload),
+        2 => Just(Sort::HostNetwork),
+        2 => Just(Sort::Finished),
+    ];
+    // Half of them on the local node; index 3 is a node that has no object.
+    let node = prop_oneof![
+        10 => Just(Some(0)),
+        6 => Just(Some(1)),
+        3 => Just(Some(2)),
+        1 => Just(Some(3)),
+        1 => Just(None),
+    ];
+    let families = prop_oneof![
+        7 => Just(Families::Dual),
+        4 => Just(Families::V4),
+        4 => Just(Families::V6),
+        1 => Just(Families::Many),
+        1 => Just(Families::None),
+    ];
+    let place = (node, families, 2..26u8, prop::bool::weighted(0.1));
+    (sort, 0..4u8, labels(), place, vec(container_port(), 0..=4)).prop_map(
+        |(sort, namespace, labels, (node, families, host, is_outside), ports)| EndpointSpec {
+            sort,
+            namespace,
+            labels,
+            node,
+            families,
+            host,
+            is_outside,
+            ports,
+        },
+    )
+}
+
+fn container_port() -> impl Strategy<Value = ContainerPortSpec> {
+    (option::weighted(0.9, 0..3u8), protocol(), 0..10u8).prop_map(|(name, protocol, number)| {
+        ContainerPortSpec {
+            name,
+            protocol,
+            number,
+        }
+    })
+}
+
+/// Index of a protocol: TCP, UDP, SCTP.
+fn protocol() -> impl Strategy<Value = u8> {
+    prop_oneof![5 => Just(0), 2 => Just(1), 1 => Just(2)]
+}
+
+fn address() -> impl Strategy<Value = AddressSpec> {
+    let host = prop_oneof![5 => 0..27u8, 1 => Just(255)];
+    (any::<bool>(), 0..6u8, host).prop_map(|(is_v6, site, host)| AddressSpec { is_v6, site, host })
+}
+
+fn block() -> impl Strategy<Value = BlockSpec> {
+    (address(), 0..12u8).prop_map(|(around, length)| BlockSpec { around, length })
+}
+
+fn selector() -> impl Strategy<Value = SelectorSpec> {
+    let requirement = || (0..3u8, 0..5u8, 1..8u8);
+    prop_oneof![
+        4 => Just(Vec::new()),
+        5 => requirement().prop_map(|one| vec![one]),
+        1 => vec(requirement(), 2..=3),
+    ]
+}
+
+fn namespace_match() -> impl Strategy<Value = NamespaceMatchSpec> {
+    prop_oneof![
+        3 => Just(NamespaceMatchSpec::Own),
+        1 => (0..5u8).prop_map(NamespaceMatchSpec::Named),
+        5 => selector().prop_map(NamespaceMatchSpec::Matching),
+    ]
+}
+
+fn peer() -> impl Strategy<Value = PeerSpec> {
+    prop_oneof![
+        5 => (namespace_match(), selector()).prop_map(|(n, pods)| PeerSpec::Workloads(n, pods)),
+        4 => (block(), vec(block(), 0..=3)).prop_map(|(block, except)| PeerSpec::Network(block, except)),
+        1 => selector().prop_map(PeerSpec::Nodes),
+    ]
+}
+
+fn port() -> impl Strategy<Value = PortSpec> {
+    prop_oneof![
+        4 => (protocol(), 0..10u8)
+            .prop_map(|(protocol, first)| PortSpec::Range { protocol, first, last: first }),
+        2 => (protocol(), 0..10u8, 0..10u8).prop_map(|(protocol, a, b)| PortSpec::Range {
+            protocol,
+            first: a.min(b),
+            last: a.max(b),
+        }),
+        1 => protocol().prop_map(|protocol| PortSpec::Whole { protocol }),
+        3 => (option::weighted(0.6, protocol()), 0..4u8)
+            .prop_map(|(protocol, name)| PortSpec::Named { protocol, name }),
+    ]
+}
+
+fn rule() -> impl Strategy<Value = RuleSpec> {
+    let action =
+        prop_oneof![4 => Just(Action::Accept), 3 => Just(Action::Deny), 2 => Just(Action::Pass)];
+    // Empty lists are rare: they match nothing.
+    let peers = prop_oneof![2 => Just(None), 8 => vec(peer(), 1..=3).prop_map(Some), 1 => Just(Some(Vec::new()))];
+    let ports = prop_oneof![4 => Just(None), 6 => vec(port(), 1..=3).prop_map(Some), 1 => Just(Some(Vec::new()))];
+    (action, peers, ports).prop_map(|(action, peers, ports)| RuleSpec {
+        action,
+        peers,
+        ports,
+    })
+}
+
+fn policy() -> impl Strategy<Value = PolicySpec> {
+    let tier = prop_oneof![
+        3 => Just(TierSpec::Admin),
+        4 => Just(TierSpec::NetworkPolicy),
+        2 => Just(TierSpec::Baseline),
+    ];
+    let rules = || option::weighted(0.7, vec(rule(), 0..=3));
+    (
+        tier,
+        0..4u8,
+        0..3u8,
+        namespace_match(),
+        selector(),
+        rules(),
+        rules(),
+    )
+        .prop_map(
+            |(tier, namespace, order, namespaces, pods, ingress, egress)| PolicySpec {
+                tier,
+                namespace,
+                order,
+                namespaces,
+                pods,
+                ingress,
+                egress,
+            },
+        )
+}
