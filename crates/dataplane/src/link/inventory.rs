@@ -1,0 +1,229 @@
+//! What is known of interfaces, and what each scan changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::model::{
+    HostAddress, Interface, NamespaceId, PeerFacts, PodFilter, PodInterface, Scan, Snapshot,
+};
+
+/// A change of a pod's interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodChange {
+    /// It is new or different.
+    Upsert(PodInterface),
+    /// The interface with this number is gone or no longer a pod's.
+    Remove(u32),
+}
+
+/// What a scan changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The pods' interfaces, by number.
+    pub pods: Vec<PodChange>,
+    /// Whether the addresses of this host changed; see [`Inventory::host_addresses`].
+    pub are_host_addresses_changed: bool,
+    /// Whether [`Inventory::pod_ports`] changed.
+    pub are_pod_ports_changed: bool,
+    /// Whether a pod bridge is new, gone or set differently; see [`Inventory::pod_bridges`].
+    pub are_pod_bridges_changed: bool,
+}
+
+/// The interfaces of this namespace as last seen. Does no I/O.
+#[derive(Clone, Debug)]
+pub struct Inventory {
+    filter: PodFilter,
+    interfaces: BTreeMap<u32, Interface>,
+    peers: BTreeMap<u32, PeerFacts>,
+    host_addresses: Vec<HostAddress>,
+    pods: BTreeMap<u32, PodInterface>,
+}
+
+impl Inventory {
+    /// An empty inventory; the first scan to apply is a full one.
+    pub fn new(filter: PodFilter) -> Self {
+        Self {
+            filter,
+            interfaces: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            host_addresses: Vec::new(),
+            pods: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what a scan found and says what that changes.
+    pub fn apply(&mut self, scan: Scan) -> Changes {
+        let ports = self.pod_ports();
+        let bridges: Vec<Interface> = self.pod_bridges().cloned().collect();
+        let mut changes = Changes::default();
+        let touched = match scan {
+            Scan::Full(snapshot) => self.replace(snapshot, &mut changes),
+            Scan::Link { index, found } => self.put(index, found),
+            Scan::Namespace { nsid, members } => self.put_members(nsid, members),
+            Scan::HostAddresses(addresses) => {
+                self.put_host_addresses(addresses, &mut changes);
+                return changes;
+            }
+        };
+        for index in touched {
+            changes.pods.extend(self.judge(index));
+        }
+        changes.are_pod_ports_changed = ports != self.pod_ports();
+        changes.are_pod_bridges_changed = !self.pod_bridges().eq(&bridges);
+        changes
+    }
+
+    /// The pods' interfaces, by number.
+    pub fn pods(&self) -> impl Iterator<Item = &PodInterface> {
+        self.pods.values()
+    }
+
+    /// One pod's interface.
+    pub fn pod(&self, index: u32) -> Option<&PodInterface> {
+        self.pods.get(&index)
+    }
+
+    /// All interfaces of this namespace, by number.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces.values()
+    }
+
+    /// One interface of this namespace.
+    pub fn interface(&self, index: u32) -> Option<&Interface> {
+        self.interfaces.get(&index)
+    }
+
+    /// The addresses of this namespace, in order.
+    pub fn host_addresses(&self) -> &[HostAddress] {
+        &self.host_addresses
+    }
+
+    /// The pod bridges that exist, with their netfilter switches.
+    pub fn pod_bridges(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces
+            .values()
+            .filter(|interface| interface.is_bridge() && self.filter.is_pod_bridge(&interface.name))
+    }
+
+    /// Numbers of all ports of the pod bridges but the uplinks, whether or not an address is known behind them.
+    pub fn pod_ports(&self) -> BTreeSet<u32> {
+        let bridges: BTreeSet<u32> = self.pod_bridges().map(|bridge| bridge.index).collect();
+        self.interfaces
+            .values()
+            .filter(|interface| {
+                interface
+                    .master
+                    .is_some_and(|master| bridges.contains(&master))
+                    && !self.filter.uplinks.contains(&interface.name)
+            })
+            .map(|interface| interface.index)
+            .collect()
+    }
+
+    /// Numbers of the interfaces here whose other end is believed to be in `nsid`.
+    pub(super) fn interfaces_into(&self, nsid: NamespaceId) -> Vec<u32> {
+        self.interfaces
+            .values()
+            .filter(|interface| interface.peer.is_some_and(|peer| peer.nsid == nsid))
+            .map(|interface| interface.index)
+            .collect()
+    }
+
+    /// Takes over a full scan; returns every number old or new.
+    fn replace(&mut self, snapshot: Snapshot, changes: &mut Changes) -> BTreeSet<u32> {
+        self.put_host_addresses(snapshot.host_addresses, changes);
+        let mut touched: BTreeSet<u32> = self.interfaces.keys().copied().collect();
+        self.interfaces = snapshot
+            .interfaces
+            .into_iter()
+            .map(|interface| (interface.index, interface))
+            .collect();
+        self.peers = snapshot.peers;
+        touched.extend(self.interfaces.keys());
+        touched
+    }
+
+    /// Takes over one interface; returns the numbers whose judgement may differ.
+    fn put(&mut self, index: u32, found: Option<(Interface, Option<PeerFacts>)>) -> BTreeSet<u32> {
+        let name = |inventory: &Self| {
+            inventory
+                .interfaces
+                .get(&index)
+                .map(|interface| interface.name.clone())
+        };
+        let name_before = name(self);
+        self.interfaces.remove(&index);
+        self.peers.remove(&index);
+        if let Some((interface, facts)) = found {
+            self.interfaces.insert(index, interface);
+            self.peers.extend(facts.map(|facts| (index, facts)));
+        }
+        let mut touched = BTreeSet::from([index]);
+        if name_before != name(self) {
+            // Ports are judged by the name of their bridge.
+            let ports = self.interfaces.values();
+            let ports = ports.filter(|interface| interface.master == Some(index));
+            touched.extend(ports.map(|interface| interface.index));
+        }
+        touched
+    }
+
+    /// Takes over the interfaces into one namespace.
+    fn put_members(
+        &mut self,
+        nsid: NamespaceId,
+        members: Vec<(Interface, PeerFacts)>,
+    ) -> BTreeSet<u32> {
+        let mut touched: BTreeSet<u32> = self.interfaces_into(nsid).into_iter().collect();
+        for index in &touched {
+            // Those still there come back below.
+            self.peers.remove(index);
+        }
+        for (interface, facts) in members {
+            touched.extend(self.put(interface.index, Some((interface, Some(facts)))));
+        }
+        touched
+    }
+
+    fn put_host_addresses(&mut self, addresses: Vec<HostAddress>, changes: &mut Changes) {
+        changes.are_host_addresses_changed = addresses != self.host_addresses;
+        self.host_addresses = addresses;
+    }
+
+    /// Decides anew whether a pod lives behind one interface.
+    fn judge(&mut self, index: u32) -> Option<PodChange> {
+        let Some(pod) = self.pod_behind(index) else {
+            return self.pods.remove(&index).map(|_| PodChange::Remove(index));
+        };
+        if self.pods.get(&index) == Some(&pod) {
+            return None;
+        }
+        self.pods.insert(index, pod.clone());
+        Some(PodChange::Upsert(pod))
+    }
+
+    fn pod_behind(&self, index: u32) -> Option<PodInterface> {
+        let interface = self.interfaces.get(&index)?;
+        let facts = self.peers.get(&index)?;
+        let bridge = interface
+            .master
+            .and_then(|master| self.interfaces.get(&master))
+            .map(|master| master.name.clone());
+        if interface.master.is_some() && bridge.is_none() {
+            // The master is not listed yet; its own event brings us back.
+            return None;
+        }
+        self.filter
+            .is_pod(interface, bridge.as_deref(), facts)
+            .then(|| {
+                Some(PodInterface {
+                    index,
+                    name: interface.name.clone(),
+                    bridge,
+                    peer: interface.peer?,
+                    mac: facts.mac,
+                    addresses: facts.addresses.clone(),
+                    has_link_local: facts.has_link_local,
+                })
+            })?
+    }
+}

@@ -1,0 +1,29 @@
+//! Interfaces, and what lives behind them.
+//!
+//! Pods are found over netlink alone: a veth names the namespace of its other end by a number, and the kernel lists the
+//! links and addresses of a numbered namespace. No container runtime, no `/proc` of others, no entering of namespaces.
+//!
+//! The order of work: open a [`Scanner`], then a [`Watcher`], [`Scanner::discover`] into an [`Inventory`], then for
+//! each event of [`Watcher::wait`] apply what [`Scanner::follow`] finds. Identity and policy are not known here.
+
+mod bridge;
+mod decode;
+mod error;
+mod inventory;
+mod model;
+mod scan;
+pub(crate) mod socket;
+pub(crate) mod wake;
+mod watch;
+pub(crate) mod wire;
+
+pub use bridge::bridge_netfilter_available;
+pub use error::NetlinkError;
+pub use inventory::{Changes, Inventory, PodChange};
+pub use model::{
+    BridgeNetfilter, HostAddress, Interface, NamespaceId, Peer, PeerFacts, PodFilter, PodInterface,
+    Scan, Snapshot,
+};
+pub use scan::Scanner;
+pub use wake::Waker;
+pub use watch::{Event, Wakeup, Watcher};
