@@ -1,1 +1,27 @@
-//! Placeholder.
+//! A laptop plays a cluster: nodes and pods in network namespaces, plugged by the real CNI plugins.
+//!
+//! * [`netns`]: namespaces, and threads and processes inside them.
+//! * [`lab`]: nodes joined by a fabric, set up as Flannel does it, with pods and their manifests.
+//! * [`agent`]: the agent under test, one per node.
+//! * [`probe`]: who reaches whom; [`stream`]: what a long flow loses; [`frame`]: packets nobody would send.
+//! * [`matrix`]: all pods against all pods, compared with what should be.
+//! * [`skip`]: tests that cannot run here say so.
+//!
+//! Everything a run makes lives in namespaces and one temporary directory with the run's own prefix. A keeper
+//! process ([`keeper`]) removes them when the run ends in any way, also by a kill.
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod cni;
+pub mod frame;
+pub mod keeper;
+pub mod lab;
+pub mod manifest;
+pub mod matrix;
+pub mod netns;
+pub mod probe;
+pub mod program;
+pub mod skip;
+pub mod stream;
+pub mod wait;

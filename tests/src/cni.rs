@@ -1,0 +1,155 @@
+//! Plugs pods in as a container runtime does: the real plugins `bridge` and `host-local`, with the configuration
+//! that Flannel's meta-plugin would hand them.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::netns::{Namespace, feed};
+use crate::program;
+
+/// The name of Flannel's network, as in its stock configuration.
+pub const NETWORK_NAME: &str = "cbr0";
+/// The bridge that Flannel's configuration asks for.
+pub const BRIDGE: &str = "cni0";
+
+/// The plugin chain of one node.
+#[derive(Debug)]
+pub struct Plugins {
+    folder: PathBuf,
+    configuration: String,
+}
+
+/// Who a pod is, as the runtime tells the plugins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Id of the container that holds the network namespace: 64 hex digits.
+    pub container: String,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod UID.
+    pub uid: String,
+    /// File of the pod's network namespace.
+    pub path: PathBuf,
+}
+
+/// What ADD answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attachment {
+    /// The pod's addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// The bridge's port.
+    pub host_interface: String,
+    /// Hardware address inside the pod.
+    pub mac: String,
+    /// The whole result.
+    pub result: Value,
+}
+
+impl Plugins {
+    /// The chain of a node with these pod CIDRs in these cluster networks; `data` keeps the given addresses.
+    pub fn new(pod_cidrs: &[IpNet], networks: &[IpNet], mtu: u16, data: &Path) -> Result<Self> {
+        let folder = program::cni_folder().ok_or_else(|| {
+            anyhow!("no CNI plugins; install the Debian package containernetworking-plugins")
+        })?;
+        let ranges: Vec<Value> = pod_cidrs
+            .iter()
+            .map(|cidr| json!([{ "subnet": cidr.to_string() }]))
+            .collect();
+        let routes: Vec<Value> = networks
+            .iter()
+            .map(|network| json!({ "dst": network.to_string() }))
+            .collect();
+        let configuration = json!({
+            "cniVersion": "0.3.1",
+            "name": NETWORK_NAME,
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "hairpinMode": true,
+            "isDefaultGateway": true,
+            "isGateway": true,
+            "ipMasq": false,
+            "mtu": mtu,
+            "ipam": { "type": "host-local", "dataDir": data, "ranges": ranges, "routes": routes },
+        });
+        Ok(Self {
+            folder,
+            configuration: configuration.to_string(),
+        })
+    }
+
+    /// Plugs a pod in.
+    pub fn add(&self, node: &Namespace, sandbox: &Sandbox) -> Result<Attachment> {
+        let text = self.call(node, sandbox, "ADD")?;
+        let result: Value = serde_json::from_str(&text).context("CNI ADD printed no JSON")?;
+        parse(&result).with_context(|| format!("in the result of CNI ADD: {text}"))
+    }
+
+    /// Pulls a pod out.
+    pub fn delete(&self, node: &Namespace, sandbox: &Sandbox) -> Result<()> {
+        self.call(node, sandbox, "DEL")?;
+        Ok(())
+    }
+
+    fn call(&self, node: &Namespace, sandbox: &Sandbox, verb: &str) -> Result<String> {
+        let identity = format!(
+            // The plugins refuse unknown keys without the first one.
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+            sandbox.namespace, sandbox.name, sandbox.uid
+        );
+        let mut command = Command::new(self.folder.join("bridge"));
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &sandbox.container)
+            .env("CNI_NETNS", &sandbox.path)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", &self.folder)
+            .env("CNI_ARGS", identity)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = feed(node.spawn(&mut command)?, self.configuration.as_bytes())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            // A plugin explains itself on stdout.
+            bail!(
+                "CNI {verb} of pod {}/{} in {} failed: {text}{}",
+                sandbox.namespace,
+                sandbox.name,
+                node.name(),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(text)
+    }
+}
+
+fn parse(result: &Value) -> Result<Attachment> {
+    let interfaces = result["interfaces"].as_array().context("no interfaces")?;
+    let port = interfaces
+        .iter()
+        .find(|interface| interface["sandbox"].is_null() && interface["name"] != BRIDGE)
+        .context("no bridge port")?;
+    let inside = interfaces
+        .iter()
+        .find(|interface| !interface["sandbox"].is_null())
+        .context("no interface inside")?;
+    let mut addresses = Vec::new();
+    for entry in result["ips"].as_array().context("no addresses")? {
+        let text = entry["address"].as_str().context("address is no text")?;
+        addresses.push(text.parse::<IpNet>()?.addr());
+    }
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    Ok(Attachment {
+        addresses,
+        host_interface: port["name"].as_str().unwrap_or_default().to_owned(),
+        mac: inside["mac"].as_str().unwrap_or_default().to_owned(),
+        result: result.clone(),
+    })
+}

@@ -1,0 +1,56 @@
+//! Where the programs are that the lab starts: ours in the target directory, the CNI plugins in the system.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// Folders in which distributions and Kubernetes put CNI plugins.
+pub const CNI_FOLDERS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+
+/// The agent and command line: `TOWPATH_BIN`, else the one built beside this program.
+pub fn towpath() -> Result<PathBuf> {
+    ours("towpath", "TOWPATH_BIN", "policy-agent")
+}
+
+/// The prober: `TOWPATH_PROBE_BIN`, else the one built beside this program.
+pub fn probe() -> Result<PathBuf> {
+    ours("towpath-probe", "TOWPATH_PROBE_BIN", "towpath-tests")
+}
+
+/// The folder that holds the CNI plugins `bridge` and `host-local`.
+pub fn cni_folder() -> Option<PathBuf> {
+    CNI_FOLDERS
+        .iter()
+        .map(PathBuf::from)
+        .find(|folder| folder.join("bridge").exists() && folder.join("host-local").exists())
+}
+
+/// Whether a system program can be found on PATH.
+pub fn is_installed(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .any(|folder| folder.join(name).exists())
+}
+
+fn ours(name: &str, variable: &str, package: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(PathBuf::from(path));
+    }
+    let this = std::env::current_exe()?;
+    // Tests stand one folder deeper than programs: target/debug/deps/lab-0123, target/debug/towpath.
+    for folder in this.ancestors().skip(1).take(2) {
+        let path = folder.join(name);
+        if is_program(&path) {
+            return Ok(path);
+        }
+    }
+    bail!(
+        "program {name} is not beside {}; run cargo build --package {package} --bins, or set {variable}",
+        this.display()
+    )
+}
+
+fn is_program(path: &Path) -> bool {
+    path.is_file()
+}
