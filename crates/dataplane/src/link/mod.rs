@@ -26,4 +26,5 @@ pub use model::{
 };
 pub use scan::Scanner;
 pub use wake::Waker;
+pub(crate) use watch::enlarge_buffer;
 pub use watch::{Event, Wakeup, Watcher};

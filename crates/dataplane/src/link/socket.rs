@@ -68,6 +68,11 @@ impl RequestSocket {
             })
     }
 
+    /// Gives up the asking and keeps the socket, with whatever was set by it.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
+    }
+
     /// Sends `request`, hands each message of the answer to `each`, and waits for its end.
     ///
     /// The request must ask for a dump or for an acknowledgement, else the end cannot be seen.
