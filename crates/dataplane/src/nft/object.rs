@@ -146,6 +146,10 @@ pub enum FieldType {
     InetService,
     /// `classid`, 4 bytes, host order: the type of `meta priority`.
     ClassId,
+    /// The raw payload of [`Field::Icmpv6Target`], 16 bytes; its values are [`Value::Ipv6`], printed as one number
+    /// (`0xfd00...`). nft has no type name for it, so such a set is declared `typeof iifname . @th,64,128`, and
+    /// over netlink with the matching `NFTNL_UDATA_SET_KEY_TYPEOF`; its 6-bit type id is 4 (`integer`).
+    Icmpv6Target,
 }
 
 /// A value of a field.
@@ -227,6 +231,9 @@ pub enum RuleVerdict {
     Drop,
     /// Back to the caller.
     Return,
+    /// On with what follows: a map element that holds it lets the rest of its rule run, while a miss ends the
+    /// rule. Unlike `goto` it is plain data: the kernel does not validate the table for it.
+    Continue,
     /// Go there and come back.
     Jump(Name),
     /// Go there and do not come back.
@@ -263,8 +270,8 @@ pub enum Field {
     CtDirection,
     /// `icmpv6 type`.
     Icmpv6Type,
-    /// `icmpv6 taddr` (the target of a neighbour solicitation or advertisement): 16 bytes at offset 8 of the
-    /// transport header.
+    /// The target of a neighbour solicitation or advertisement: 16 bytes at offset 8 of the transport header.
+    /// Printed as `@th,64,128` (nft 1.0.6 does not know `icmpv6 taddr`), and it implies no protocol check.
     Icmpv6Target,
     /// `ether saddr`.
     EtherSource,
