@@ -55,9 +55,9 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     ];
     for round in 0..=ROUNDS {
         for path in &mut paths {
-            let new = path.topology.in_source(burst_of_new_flows)??;
-            path.topology.in_sink(reply)??;
-            let established = path.topology.in_source(burst_of_one_flow)??;
+            let new = path.topology.in_source(burst_of_new_flows)?;
+            path.topology.in_sink(reply)?;
+            let established = path.topology.in_source(burst_of_one_flow)?;
             // The first round warms caches and neighbour entries.
             if round > 0 {
                 path.arm_new.samples.push(new);

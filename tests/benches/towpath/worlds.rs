@@ -1,5 +1,6 @@
 //! The loads that are measured: synthetic clusters as updates, and ready-made tables for the packet path.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -204,4 +205,50 @@ pub(crate) fn packet_tables(source: Ipv4Addr, sink: Ipv4Addr, port: u16) -> Tabl
         tables.bindings.insert(Binding { interface, mac: None, address }, ());
     }
     tables
+}
+
+/// The `index`th pod as YAML.
+pub(crate) fn pod_manifest(size: Size, index: u32, text: &mut String) {
+    let pod = pod(size, index);
+    let _ = write!(
+        text,
+        "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: {}\n  labels:\n",
+        pod.id.name, pod.id.namespace
+    );
+    for (key, value) in pod.labels.iter() {
+        let _ = writeln!(text, "    {key}: \"{value}\"");
+    }
+    let address = pod_address(index);
+    let _ = write!(
+        text,
+        "spec:\n  nodeName: {}\n  containers:\n  - name: main\n    image: example/main:1\n    ports:\n    \
+         - {{ name: http, containerPort: 8080, protocol: TCP }}\n\
+         status:\n  phase: Running\n  podIP: {address}\n  podIPs:\n  - ip: {address}\n",
+        pod.node.as_deref().unwrap_or_default()
+    );
+}
+
+/// The `index`th policy as YAML: the same object as [`policy`].
+pub(crate) fn policy_manifest(size: Size, index: u32, text: &mut String) {
+    let app = |offset: u32| format!("{{ matchLabels: {{ app: app-{} }} }}", (index / size.namespaces + offset) % 10);
+    let base = 8_000 + index % 40;
+    let egress = index.is_multiple_of(8);
+    let _ = write!(
+        text,
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: policy-{index}, namespace: {} }}\n\
+         spec:\n  podSelector: {}\n  policyTypes: [Ingress{}]\n  ingress:\n  - from:\n    - podSelector: {}\n    \
+         - podSelector: {}\n    ports:\n    - port: {base}\n    - port: {}\n  - from:\n    - namespaceSelector: \
+         {{ matchLabels: {{ kubernetes.io/metadata.name: {} }} }}\n    - ipBlock: {{ cidr: {} }}\n    ports:\n    - port: 443\n",
+        namespace(size, index),
+        app(0),
+        if egress { ", Egress" } else { "" },
+        app(1),
+        app(2),
+        base + 100,
+        namespace(size, index + 1),
+        block(index)
+    );
+    if egress {
+        text.push_str("  egress:\n  - to:\n    - podSelector: {}\n");
+    }
 }

@@ -1,0 +1,216 @@
+//! The real agent on a large cluster: time from start to enforced, memory, the kernel's share.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use towpath_tests::netns::Namespace;
+
+use crate::namespace::fresh;
+use crate::report::{Arm, Gate, Report, Section};
+use crate::worlds::{self, NODE, Size};
+
+/// Longest that a start may take before the measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Memory is read this long after sync (edge case 38).
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Starts the agent `rounds` times; memory is read in the last round.
+pub(crate) fn run(report: &mut Report, agent: &Path, rounds: u32) -> Result<()> {
+    let size = Size::GOAL;
+    let folder = tempfile::tempdir().context("cannot make a directory for manifests")?;
+    write_manifests(folder.path(), size)?;
+    let node = node_with_pods(size)?;
+    let mut start = Arm::new("start of the process to enforced");
+    let mut notes = Vec::new();
+    for round in 0..rounds {
+        let began = Instant::now();
+        let running = Running::start(&node, agent, folder.path())?;
+        running.wait_ready(began)?;
+        start.samples.push(began.elapsed().as_secs_f64());
+        if round + 1 == rounds {
+            std::thread::sleep(SETTLED);
+            notes = memory(report, &running)?;
+        }
+    }
+    report.gates.push(Gate {
+        name: "start with 10k pods and 10k policies from files to enforced, s".into(),
+        measured: start.minimum(),
+        limit: 2.0,
+        at_least: false,
+        enforced: false,
+    });
+    let mut section = Section::new("Agent, 10k pods and 10k policies, 110 local", "s", vec![start]);
+    section.notes = notes;
+    report.sections.push(section);
+    Ok(())
+}
+
+fn memory(report: &mut Report, running: &Running) -> Result<Vec<String>> {
+    let resident = running.process_figure("VmRSS:")?;
+    let peak = running.process_figure("VmHWM:")?;
+    let goals = [("resident 60 s after sync, MiB", resident, 30.0), ("high-water mark, MiB", peak, 64.0)];
+    for (name, measured, limit) in goals {
+        report.gates.push(Gate {
+            name: format!("agent, 10k pods and 10k policies: {name}"),
+            measured,
+            limit,
+            at_least: false,
+            enforced: true,
+        });
+    }
+    Ok(vec![
+        format!("resident {resident:.1} MiB, high-water mark {peak:.1} MiB, 60 s after sync"),
+        format!("anonymous {:.1} MiB, of files {:.1} MiB", running.process_figure("RssAnon:")?, running.process_figure("RssFile:")?),
+    ])
+}
+
+/// An agent that is ended with this value.
+struct Running {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Running {
+    fn start(node: &Namespace, agent: &Path, manifests: &Path) -> Result<Self> {
+        let folder = tempfile::tempdir().context("cannot make a directory for the agent")?;
+        let log = fs::File::create(folder.path().join("log"))?;
+        let child = node.spawn(
+            Command::new(agent)
+                .arg("agent")
+                .args(["--node", NODE])
+                .arg("--source")
+                .arg(format!("file:{}", manifests.display()))
+                .arg("--socket")
+                .arg(folder.path().join("socket"))
+                .arg("--state-dir")
+                .arg(folder.path().join("state"))
+                .stdout(Stdio::null())
+                .stderr(log),
+        )?;
+        Ok(Self { child, folder })
+    }
+
+    /// Waits until the agent says that all policy is in force.
+    fn wait_ready(&self, began: Instant) -> Result<()> {
+        let socket = self.folder.path().join("socket");
+        while began.elapsed() < PATIENCE {
+            if is_ready(&socket) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        bail!("the agent is not ready after {PATIENCE:?}; its log:\n{log}")
+    }
+
+    /// A figure of `/proc/PID/status` in MiB.
+    fn process_figure(&self, key: &str) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let kibibytes: f64 =
+            line.and_then(|rest| rest.split_whitespace().next()).with_context(|| format!("no {key}"))?.parse()?;
+        Ok(kibibytes / 1024.0)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("cannot end the agent: {error}");
+        }
+    }
+}
+
+fn is_ready(socket: &Path) -> bool {
+    use std::io::{Read as _, Write as _};
+    let ask = || -> std::io::Result<String> {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+        stream.write_all(b"GET /status HTTP/1.0\r\nHost: towpath\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.contains("\"awaited\":[]"))
+}
+
+/// A node with a bridge and the local pods of the cluster behind it.
+fn node_with_pods(size: Size) -> Result<Pods> {
+    let node = fresh("n")?;
+    node.ip_batch(
+        "link add cni0 type bridge\nlink set cni0 up\naddress add 10.0.0.1/24 dev cni0\n",
+    )?;
+    let mut pods = Vec::new();
+    for index in 0..size.local {
+        let pod = fresh("p")?;
+        let (observed, address) = (worlds::interface(index), worlds::pod_address(index));
+        let mac = observed.mac.context("a local pod has a hardware address")?;
+        node.ip_batch(&format!(
+            "link add {} type veth peer name eth0 address {mac} netns {}\n\
+             link set {} master cni0 up\n",
+            observed.name,
+            pod.name(),
+            observed.name
+        ))?;
+        pod.ip_batch(&format!("address add {address}/24 dev eth0\nlink set eth0 up\n"))?;
+        pods.push(pod);
+    }
+    ensure!(!pods.is_empty(), "no local pods");
+    Ok(Pods { node, _pods: pods })
+}
+
+/// A node and its pods; dropping it removes them.
+struct Pods {
+    node: Namespace,
+    _pods: Vec<Namespace>,
+}
+
+impl std::ops::Deref for Pods {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.node
+    }
+}
+
+/// One file a namespace for its pods, one for its policies, as somebody exports them.
+fn write_manifests(folder: &Path, size: Size) -> Result<()> {
+    let count = usize::try_from(size.namespaces)?;
+    let mut files = vec![(String::new(), String::new()); count];
+    let mut cluster = String::new();
+    for object in worlds::objects(size) {
+        match object {
+            towpath_core::model::Object::Namespace(namespace) => {
+                let _ = writeln!(
+                    cluster,
+                    "---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {} }}",
+                    namespace.name
+                );
+            }
+            towpath_core::model::Object::Node(node) => {
+                let _ = writeln!(
+                    cluster,
+                    "---\napiVersion: v1\nkind: Node\nmetadata: {{ name: {} }}\nspec: {{ podCIDRs: [{}] }}\n\
+                     status: {{ addresses: [{{ type: InternalIP, address: {} }}] }}",
+                    node.name, node.pod_cidrs[0], node.addresses[0]
+                );
+            }
+            _ => {}
+        }
+    }
+    for index in 0..size.pods {
+        worlds::pod_manifest(size, index, &mut files[usize::try_from(index % size.namespaces)?].0);
+    }
+    for index in 0..size.policies {
+        worlds::policy_manifest(size, index, &mut files[usize::try_from(index % size.namespaces)?].1);
+    }
+    fs::write(folder.join("cluster.yaml"), cluster)?;
+    for (index, (pods, policies)) in files.iter().enumerate() {
+        fs::write(folder.join(format!("pods-{index}.yaml")), pods)?;
+        fs::write(folder.join(format!("policies-{index}.yaml")), policies)?;
+    }
+    Ok(())
+}
