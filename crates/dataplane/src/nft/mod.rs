@@ -4,10 +4,12 @@
 //! commits a transaction as one batch, all or nothing.
 
 pub mod backend;
+pub mod delta_tracker;
 pub mod object;
 pub mod transaction;
 
 pub use backend::{Backend, CommitError};
+pub use delta_tracker::DeltaTracker;
 pub use object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,
     MatchOperand, Name, NameError, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table,
