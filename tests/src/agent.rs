@@ -62,6 +62,8 @@ impl Agent {
             .arg(format!("file:{}", lab.manifests.folder().display()))
             .arg("--socket")
             .arg(&socket)
+            .arg("--state-dir")
+            .arg(&state)
             .args(["--metrics", &format!("127.0.0.1:{METRICS_PORT}")])
             .args(["--health", &format!("127.0.0.1:{HEALTH_PORT}")])
             .args(&options.arguments)
@@ -73,6 +75,12 @@ impl Agent {
             let path = folder.join("towpath.yaml");
             std::fs::write(&path, text)?;
             command.arg("--config").arg(path);
+        }
+        // The agent reads variables of its own; those of a test run are not for it.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TOWPATH_") {
+                command.env_remove(name);
+            }
         }
         let child = namespace.spawn(&mut command)?;
         Ok(Self {

@@ -67,7 +67,8 @@ fn crates_use_only_what_the_architecture_allows() {
             continue;
         };
         for used in edges(package, &members) {
-            if !allowed.contains(&used.as_str()) {
+            // A crate may switch features of its own on for its tests.
+            if used != name && !allowed.contains(&used.as_str()) {
                 refused.push(format!("{name} uses {used}"));
             }
         }

@@ -1,1 +1,59 @@
-fn main() {}
+//! Every command that a contributor or CI runs: `cargo xtask --help`.
+
+#![forbid(unsafe_code)]
+
+mod cargo;
+mod demo;
+mod interrupt;
+mod lab;
+mod output;
+mod setup;
+mod skips;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows towpath.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Installs the Debian packages that the lab and the tests use
+    Setup,
+    /// Runs every check and test: formatting, lints, documentation, unit, property and kernel tests
+    Test,
+    /// Shows the main job on two nodes in namespaces, with real packets
+    Demo(demo::Arguments),
+    /// A lab to play with
+    Lab {
+        #[command(subcommand)]
+        command: lab::Verb,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            output::warn(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup => setup::run(),
+        Verb::Test => test::run(),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Lab { command } => lab::run(&command),
+    }
+}

@@ -1,0 +1,69 @@
+//! `cargo xtask demo`: the main job, told so that a newcomer understands it.
+//!
+//! Every verdict shown is checked. The first wrong one ends the story with an error.
+
+pub(crate) mod cast;
+mod command;
+mod latency;
+mod scene;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use towpath_tests::lab::{Lab, LabConfig};
+
+use self::scene::Story;
+use crate::cargo::build_programs;
+use crate::output::say;
+use crate::{interrupt, lab, setup};
+
+/// Options of the demo.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Leaves the lab up with policies and agents in force, and prints commands to play with it
+    #[arg(long)]
+    keep: bool,
+}
+
+/// `cargo xtask demo`.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    interrupt::watch()?;
+    if arguments.keep {
+        lab::refuse_second()?;
+    }
+    setup::install()?;
+    build_programs()?;
+    let started = Instant::now();
+    let told = tell(arguments.keep);
+    interrupt::yield_to_signal();
+    told?;
+    say(&format!(
+        "\nEvery verdict shown was the right one. The story took {} s.",
+        started.elapsed().as_secs()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(keep: bool) -> Result<()> {
+    let mut lab = Lab::new(&LabConfig::default())?;
+    interrupt::clean_up_on_signal(&lab);
+    cast::enter(&mut lab)?;
+    let mut story = Story::new(lab, if keep { 7 } else { 9 });
+    story.opening()?;
+    story.everything_open()?;
+    story.policies_arrive()?;
+    story.one_denial_explained()?;
+    story.agent_is_killed()?;
+    story.agent_comes_back()?;
+    story.new_pod_is_closed_until_programmed()?;
+    if keep {
+        let (lab, agents) = story.into_parts();
+        return lab::keep(lab, agents);
+    }
+    story.policies_go()?;
+    story.uninstall()?;
+    let (lab, agents) = story.into_parts();
+    drop(agents);
+    lab.close()
+}
