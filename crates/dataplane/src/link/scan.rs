@@ -230,7 +230,11 @@ impl Scanner {
         let links = addresses.and_then(|_| {
             self.listed(
                 format_args!("interfaces in {nsid}"),
-                || links_request(0, NLM_F_DUMP).attribute(IFLA_TARGET_NETNSID, &nsid.to_kernel()),
+                // No filter mask: for one, the kernel first measures every interface of our own namespace.
+                || {
+                    Request::new(RTM_GETLINK, NLM_F_DUMP, &decode::link_header(0))
+                        .attribute(IFLA_TARGET_NETNSID, &nsid.to_kernel())
+                },
                 &mut ends,
                 |ends: &mut Vec<LinkRecord>, payload| ends.extend(decode::link(payload)),
             )
