@@ -227,3 +227,140 @@ impl Inventory {
             })?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::model::Peer;
+    use super::*;
+
+    fn interface(index: u32, name: &str, kind: &str, master: Option<u32>) -> Interface {
+        Interface {
+            index,
+            name: name.into(),
+            kind: Some(kind.into()),
+            master,
+            mac: None,
+            mtu: 1450,
+            is_up: true,
+            peer: None,
+            bridge_netfilter: None,
+        }
+    }
+
+    fn veth(index: u32, nsid: i32, master: Option<u32>) -> Interface {
+        Interface {
+            peer: NamespaceId::from_kernel(nsid).map(|nsid| Peer { nsid, index: 2 }),
+            ..interface(index, &format!("veth{index}"), "veth", master)
+        }
+    }
+
+    fn facts(last: u8) -> PeerFacts {
+        PeerFacts {
+            mac: Some([2, 0, 0, 0, 0, last]),
+            addresses: vec![[10, 244, 1, last].into()],
+            has_link_local: false,
+        }
+    }
+
+    fn link(interface: Interface, facts: Option<PeerFacts>) -> Scan {
+        Scan::Link {
+            index: interface.index,
+            found: Some((interface, facts)),
+        }
+    }
+
+    fn inventory() -> Inventory {
+        Inventory::new(PodFilter {
+            bridges: vec!["cni0".into()],
+            ..PodFilter::default()
+        })
+    }
+
+    #[test]
+    fn a_port_becomes_a_pod_when_its_bridge_gets_the_name() {
+        let mut inventory = inventory();
+        inventory.apply(link(interface(3, "br0", "bridge", None), None));
+        inventory.apply(link(veth(7, 0, Some(3)), Some(facts(5))));
+
+        let renamed = inventory.apply(link(interface(3, "cni0", "bridge", None), None));
+        let renamed_back = inventory.apply(link(interface(3, "br0", "bridge", None), None));
+
+        assert!(matches!(&renamed.pods[..], [PodChange::Upsert(pod)] if pod.index == 7));
+        assert!(renamed.are_pod_ports_changed && renamed.are_pod_bridges_changed);
+        assert_eq!(renamed_back.pods, [PodChange::Remove(7)]);
+    }
+
+    #[test]
+    fn the_same_scan_twice_changes_nothing() {
+        let mut inventory = inventory();
+        inventory.apply(link(interface(3, "cni0", "bridge", None), None));
+        inventory.apply(link(veth(7, 0, Some(3)), Some(facts(5))));
+
+        let changes = inventory.apply(link(veth(7, 0, Some(3)), Some(facts(5))));
+
+        assert_eq!(changes, Changes::default());
+    }
+
+    #[test]
+    fn a_number_that_now_means_another_namespace_takes_the_old_pod_away() {
+        let mut inventory = inventory();
+        inventory.apply(link(interface(3, "cni0", "bridge", None), None));
+        inventory.apply(link(veth(7, 0, Some(3)), Some(facts(5))));
+        let nsid = NamespaceId::from_kernel(0).unwrap();
+
+        let changes = inventory.apply(Scan::Namespace {
+            nsid,
+            members: vec![(veth(8, 0, Some(3)), facts(6))],
+        });
+
+        assert_eq!(changes.pods[0], PodChange::Remove(7));
+        assert!(matches!(&changes.pods[1..], [PodChange::Upsert(pod)] if pod.index == 8));
+    }
+
+    /// One of four bridges or eight veths, present or not, in a few shapes.
+    fn any_scan() -> impl Strategy<Value = Scan> {
+        let bridge = (1_u32..5, prop_oneof![Just("cni0"), Just("br0")])
+            .prop_map(|(index, name)| link(interface(index, name, "bridge", None), None));
+        let port = (
+            10_u32..18,
+            -1_i32..4,
+            proptest::option::of(1_u32..5),
+            1_u8..4,
+        )
+            .prop_map(|(index, nsid, master, last)| {
+                let facts = (nsid >= 0).then(|| facts(last));
+                link(veth(index, nsid, master), facts)
+            });
+        let gone =
+            prop_oneof![1_u32..5, 10_u32..18].prop_map(|index| Scan::Link { index, found: None });
+        prop_oneof![bridge, port, gone]
+    }
+
+    proptest! {
+        #[test]
+        fn changes_add_up_to_what_a_full_scan_finds(scans in proptest::collection::vec(any_scan(), 0..60)) {
+            let mut inventory = inventory();
+            let mut follower = BTreeMap::new();
+            for scan in scans {
+                for change in inventory.apply(scan).pods {
+                    match change {
+                        PodChange::Upsert(pod) => drop(follower.insert(pod.index, pod)),
+                        PodChange::Remove(index) => prop_assert!(follower.remove(&index).is_some()),
+                    }
+                }
+            }
+
+            let mut fresh = self::inventory();
+            fresh.apply(Scan::Full(Snapshot {
+                interfaces: inventory.interfaces.values().cloned().collect(),
+                host_addresses: Vec::new(),
+                peers: inventory.peers.clone(),
+            }));
+
+            prop_assert_eq!(&follower, &fresh.pods);
+            prop_assert_eq!(inventory.pod_ports(), fresh.pod_ports());
+        }
+    }
+}
