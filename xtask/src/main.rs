@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cargo;
 mod demo;
 mod interrupt;
 mod lab;
+mod mutants;
 mod output;
 mod setup;
 mod skips;
@@ -32,6 +34,13 @@ enum Verb {
     Test,
     /// Shows the main job on two nodes in namespaces, with real packets
     Demo(demo::Arguments),
+    /// Measures; all arms in one process, interleaved
+    Bench(bench::Arguments),
+    /// Seeds faults into a copy of the sources and checks that the suite catches each
+    Mutants {
+        /// Only faults whose name contains this text
+        filter: Option<String>,
+    },
     /// A lab to play with
     Lab {
         #[command(subcommand)]
@@ -54,6 +63,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Setup => setup::run(),
         Verb::Test => test::run(),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Mutants { filter } => mutants::run(filter.as_deref()),
         Verb::Lab { command } => lab::run(&command),
     }
 }

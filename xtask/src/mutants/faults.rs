@@ -27,3 +27,12 @@ pub(crate) struct Fault {
     /// Who must notice.
     pub(crate) suite: Suite,
 }
+
+/// All faults.
+pub(crate) const FAULTS: &[Fault] = &[Fault {
+    name: "NotIn needs the key to be there",
+    file: "crates/core/src/model/selector.rs",
+    before: "Self::NotIn(key, values) => !labels",
+    after: "Self::NotIn(key, values) => labels.get(key).is_some() && !labels",
+    suite: Suite::Core,
+}];

@@ -7,12 +7,15 @@
 mod faults;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub(crate) use faults::{FAULTS, Fault, Suite};
+use faults::{FAULTS, Fault, Suite};
+
+use crate::cargo::{cargo, root};
+use crate::output::say;
 
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,29 +37,48 @@ impl Suite {
 }
 
 /// Runs all faults, or those whose name contains `filter`.
-pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     let copy = Copy::new()?;
-    let chosen: Vec<&Fault> =
-        FAULTS.iter().filter(|fault| filter.is_none_or(|text| fault.name.contains(text))).collect();
+    let chosen: Vec<&Fault> = FAULTS
+        .iter()
+        .filter(|fault| filter.is_none_or(|text| fault.name.contains(text)))
+        .collect();
     ensure!(!chosen.is_empty(), "no fault has such a name");
     let mut suites: Vec<Suite> = chosen.iter().map(|fault| fault.suite).collect();
     suites.sort_unstable();
     suites.dedup();
     for suite in suites {
-        println!("{suite:?} without a fault must pass");
-        ensure!(copy.test(suite)?.status.success(), "{suite:?} fails without a fault");
+        say(&format!("{suite:?} without a fault must pass"));
+        ensure!(
+            copy.test(suite)?.status.success(),
+            "{suite:?} fails without a fault"
+        );
     }
     let mut survivors = Vec::new();
     for (index, fault) in chosen.iter().enumerate() {
         let fate = copy.seed(fault)?;
-        println!("{:3}/{} {fate:?}: {}", index + 1, chosen.len(), fault.name);
+        say(&format!(
+            "{:3}/{} {fate:?}: {}",
+            index + 1,
+            chosen.len(),
+            fault.name
+        ));
         if fate == Fate::Survived {
             survivors.push(fault.name);
         }
     }
-    println!("{} faults, {} caught, {} survived", chosen.len(), chosen.len() - survivors.len(), survivors.len());
-    ensure!(survivors.is_empty(), "the suite did not notice: {}", survivors.join("; "));
-    Ok(())
+    say(&format!(
+        "{} faults, {} caught, {} survived",
+        chosen.len(),
+        chosen.len() - survivors.len(),
+        survivors.len()
+    ));
+    ensure!(
+        survivors.is_empty(),
+        "the suite did not notice: {}",
+        survivors.join("; ")
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A copy of the sources, kept in the cache directory so that dependencies are built once.
@@ -67,15 +89,22 @@ struct Copy {
 
 impl Copy {
     fn new() -> Result<Self> {
-        let root = workspace();
-        let folder = crate::cache_folder()?.join("mutants");
+        let root = root();
+        let folder = cache_folder()?.join("mutants");
         let (sources, target) = (folder.join("sources"), folder.join("target"));
         if sources.exists() {
-            fs::remove_dir_all(&sources).with_context(|| format!("cannot empty {}", sources.display()))?;
+            fs::remove_dir_all(&sources)
+                .with_context(|| format!("cannot empty {}", sources.display()))?;
         }
         let listing = Command::new("git")
-            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-            .current_dir(&root)
+            .args([
+                "ls-files",
+                "-z",
+                "--cached",
+                "--others",
+                "--exclude-standard",
+            ])
+            .current_dir(root)
             .output()
             .context("cannot list the sources with git")?;
         ensure!(listing.status.success(), "git ls-files failed");
@@ -91,8 +120,7 @@ impl Copy {
     }
 
     fn test(&self, suite: Suite) -> Result<Output> {
-        Command::new(env!("CARGO"))
-            .args(suite.arguments())
+        cargo(suite.arguments())
             .current_dir(&self.sources)
             .env("CARGO_TARGET_DIR", &self.target)
             .env("INSTA_UPDATE", "no")
@@ -103,10 +131,15 @@ impl Copy {
     /// Seeds one fault, runs its suite, and takes the fault out again.
     fn seed(&self, fault: &Fault) -> Result<Fate> {
         let path = self.sources.join(fault.file);
-        let original =
-            fs::read_to_string(&path).with_context(|| format!("{}: cannot read {}", fault.name, fault.file))?;
+        let original = fs::read_to_string(&path)
+            .with_context(|| format!("{}: cannot read {}", fault.name, fault.file))?;
         let count = original.matches(fault.before).count();
-        ensure!(count == 1, "{}: {} has the text {count} times, not once", fault.name, fault.file);
+        ensure!(
+            count == 1,
+            "{}: {} has the text {count} times, not once",
+            fault.name,
+            fault.file
+        );
         fs::write(&path, original.replacen(fault.before, fault.after, 1))?;
         let output = self.test(fault.suite);
         fs::write(&path, original)?;
@@ -119,9 +152,20 @@ fn judge(fault: &Fault, output: &Output) -> Result<Fate> {
     if errors.contains("could not compile") {
         bail!("{}: does not compile\n{errors}", fault.name);
     }
-    Ok(if output.status.success() { Fate::Survived } else { Fate::Caught })
+    Ok(if output.status.success() {
+        Fate::Survived
+    } else {
+        Fate::Caught
+    })
 }
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+/// Where builds that outlive a checkout are kept.
+fn cache_folder() -> Result<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
+    Ok(cache
+        .context("neither XDG_CACHE_HOME nor HOME is set")?
+        .join("towpath"))
 }
