@@ -104,7 +104,7 @@ impl Agent {
             // Nobody listens yet right after the start.
             Ok(http_get(&namespace, HEALTH_PORT, "/readyz").is_ok())
         });
-        ready.with_context(|| format!("the agent's log:\n{}", self.log_tail()))
+        ready.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log_tail()))
     }
 
     /// Path of its control socket.
@@ -156,7 +156,7 @@ impl Agent {
             Signal::SIGTERM,
         )?;
         let status = until_some("the agent's end", PATIENCE, || Ok(self.child.try_wait()?));
-        status.with_context(|| format!("the agent's log:\n{}", self.log_tail()))
+        status.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log_tail()))
     }
 
     /// The agent goes on when this value is gone.

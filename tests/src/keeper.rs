@@ -4,7 +4,7 @@
 //! killed) it ends the processes in the run's namespaces, deletes the namespaces and the run's folder. It is its own
 //! process group, so ctrl-C does not reach it.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::netns::{self, Namespace};
 use crate::program;
+use crate::wait::{PATIENCE, until};
 
 /// Every folder that a run may delete starts with this.
 pub const FOLDER_PREFIX: &str = "towpath-lab-";
@@ -79,27 +80,47 @@ pub fn keep(prefix: &str, folder: &Path) -> Result<()> {
 }
 
 /// Ends the processes in all namespaces with the prefix, deletes the namespaces, then the folder.
+///
+/// Two may do this at once, and a run that is about to end may still be making namespaces.
 pub fn remove_everything(prefix: &str, folder: &Path) -> Result<()> {
     ensure!(
         prefix.len() >= 4,
         "prefix {prefix} is too short to be a run's"
     );
-    let names = netns::list(prefix)?;
-    for name in &names {
-        for process in Namespace::existing(name).processes()? {
-            // It may be gone by now; that is what we want.
-            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+    for name in netns::list(prefix)? {
+        end_processes(&name);
+    }
+    until(&format!("namespaces {prefix}* removed"), PATIENCE, || {
+        for name in netns::list(prefix)? {
+            end_processes(&name);
+            let deleted = netns::run(Command::new("ip").args(["netns", "delete", &name]));
+            if deleted.is_err() && netns::list(prefix)?.contains(&name) {
+                deleted?;
+            }
         }
-    }
-    for name in &names {
-        netns::run(Command::new("ip").args(["netns", "delete", name]))?;
-    }
+        Ok(netns::list(prefix)?.is_empty())
+    })?;
     let is_ours = folder
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with(FOLDER_PREFIX));
     if is_ours && folder.exists() {
-        std::fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot remove folder {}", folder.display()))?;
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("cannot remove folder {}", folder.display()));
+            }
+            _ => {}
+        }
     }
     Ok(())
+}
+
+fn end_processes(namespace: &str) {
+    // A namespace or a process that is gone by now is what we want.
+    for process in Namespace::existing(namespace)
+        .processes()
+        .unwrap_or_default()
+    {
+        let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+    }
 }
