@@ -150,11 +150,16 @@ impl Agent {
     }
 
     /// Asks the agent to end and waits for it.
-    pub fn terminate(mut self) -> Result<ExitStatus> {
+    pub fn terminate(self) -> Result<ExitStatus> {
         kill(
             Pid::from_raw(self.child.id().cast_signed()),
             Signal::SIGTERM,
         )?;
+        self.wait()
+    }
+
+    /// Waits for the agent's end.
+    pub fn wait(mut self) -> Result<ExitStatus> {
         let status = until_some("the agent's end", PATIENCE, || Ok(self.child.try_wait()?));
         status.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log_tail()))
     }

@@ -2,7 +2,7 @@
 //!
 //! * [`netns`]: namespaces, and threads and processes inside them.
 //! * [`lab`]: nodes joined by a fabric, set up as Flannel does it, with pods and their manifests.
-//! * [`agent`]: the agent under test, one per node.
+//! * [`agent`]: the agent under test, one per node; [`stage`]: a small lab with agents.
 //! * [`probe`]: who reaches whom; [`stream`]: what a long flow loses; [`frame`]: packets nobody would send.
 //! * [`matrix`]: all pods against all pods, compared with what should be.
 //! * [`skip`]: tests that cannot run here say so.
@@ -23,5 +23,6 @@ pub mod netns;
 pub mod probe;
 pub mod program;
 pub mod skip;
+pub mod stage;
 pub mod stream;
 pub mod wait;

@@ -48,27 +48,27 @@ pub struct Target {
 
 impl Target {
     /// A TCP port.
-    pub fn tcp(address: IpAddr, port: u16) -> Self {
+    pub fn tcp(address: impl Into<IpAddr>, port: u16) -> Self {
         Self {
-            address,
+            address: address.into(),
             port,
             protocol: Protocol::Tcp,
         }
     }
 
     /// A UDP port.
-    pub fn udp(address: IpAddr, port: u16) -> Self {
+    pub fn udp(address: impl Into<IpAddr>, port: u16) -> Self {
         Self {
-            address,
+            address: address.into(),
             port,
             protocol: Protocol::Udp,
         }
     }
 
     /// An echo request.
-    pub fn icmp(address: IpAddr) -> Self {
+    pub fn icmp(address: impl Into<IpAddr>) -> Self {
         Self {
-            address,
+            address: address.into(),
             port: 0,
             protocol: Protocol::Icmp,
         }

@@ -169,7 +169,7 @@ fn frames_made_by_hand_arrive() {
 
     let packet = |source: &str, payload: &[u8]| {
         let source: Ipv4Addr = source.parse().unwrap();
-        let destination: Ipv4Addr = to.ipv4().unwrap().to_string().parse().unwrap();
+        let destination = to.ipv4().unwrap();
         let datagram = frame::udp((source.into(), 1000), (destination.into(), 53), payload);
         let packet = frame::ipv4(source, destination, 17, &datagram);
         frame::ethernet(to.mac, from.mac, frame::IPV4, &packet)

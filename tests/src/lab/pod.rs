@@ -1,7 +1,7 @@
 //! A pod: a namespace, plugged by the CNI plugins, with servers inside.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -142,13 +142,21 @@ impl Pod {
     }
 
     /// Its IPv4 address.
-    pub fn ipv4(&self) -> Result<IpAddr> {
-        self.address(false)
+    pub fn ipv4(&self) -> Result<Ipv4Addr> {
+        let found = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        found.with_context(|| format!("pod {} has no IPv4 address", self.id()))
     }
 
     /// Its IPv6 address.
-    pub fn ipv6(&self) -> Result<IpAddr> {
-        self.address(true)
+    pub fn ipv6(&self) -> Result<Ipv6Addr> {
+        let found = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        });
+        found.with_context(|| format!("pod {} has no IPv6 address", self.id()))
     }
 
     /// Everything it serves, at each of its addresses.
@@ -170,20 +178,6 @@ impl Pod {
     pub fn serve_push(&self, port: u16) -> Result<Server> {
         let arguments = ["--push".to_owned(), port.to_string()];
         Ok(Server(self.serve(&arguments)?))
-    }
-
-    fn address(&self, is_ipv6: bool) -> Result<IpAddr> {
-        self.addresses
-            .iter()
-            .copied()
-            .find(|address| address.is_ipv6() == is_ipv6)
-            .with_context(|| {
-                format!(
-                    "pod {} has no such address: {:?}",
-                    self.id(),
-                    self.addresses
-                )
-            })
     }
 
     fn start_servers(&mut self) -> Result<()> {
