@@ -24,8 +24,8 @@ const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 4] = ["http", "dns", "metrics", "unserved"];
 /// Ascending; neighbours and both ends of the range are among them.
 pub(super) const PORT_NUMBERS: [u16; 10] = [1, 53, 79, 80, 81, 443, 8080, 8081, 9090, 65535];
-const LENGTHS_V4: [u8; 12] = [32, 31, 30, 29, 28, 25, 24, 16, 8, 1, 0, 32];
-const LENGTHS_V6: [u8; 12] = [128, 127, 126, 125, 124, 120, 64, 48, 8, 1, 0, 128];
+const LENGTHS_V4: [u8; 11] = [32, 31, 30, 29, 28, 25, 24, 16, 8, 1, 0];
+const LENGTHS_V6: [u8; 11] = [128, 127, 126, 125, 124, 120, 64, 48, 8, 1, 0];
 /// The site of the nodes' own addresses, and of endpoints outside every pod CIDR.
 const SITE_NODES: u8 = 3;
 const SITE_WORKLOADS: u8 = 5;
@@ -64,11 +64,9 @@ impl World {
             .filter(|(endpoint, _)| is_plugged(endpoint))
             .map(|(endpoint, index)| Object::Interface(interface(endpoint, index)))
             .collect();
-        let policies = self
-            .policies
-            .iter()
-            .enumerate()
-            .map(|(index, spec)| Object::Policy(policy(index, spec)));
+        let policies = self.policies.iter().enumerate().map(|(index, spec)| {
+            Object::Policy(policy(index, spec, &self.namespace(spec.namespace)))
+        });
         let objects = namespaces
             .chain(nodes)
             .chain(endpoints.into_iter().map(Object::Endpoint));
@@ -77,6 +75,11 @@ impl World {
             .chain(policies)
             .map(Update::Upsert)
             .collect()
+    }
+
+    /// Name of the namespace with this number, one of those that the world describes.
+    fn namespace(&self, number: u8) -> SmolStr {
+        format_smolstr!("ns-{}", usize::from(number) % self.namespaces.len())
     }
 
     fn endpoint(&self, index: usize) -> Endpoint {
@@ -97,7 +100,7 @@ impl World {
         Endpoint {
             id: EndpointId {
                 kind,
-                namespace: format_smolstr!("ns-{}", spec.namespace),
+                namespace: self.namespace(spec.namespace),
                 name,
             },
             labels: labels(spec.labels),
@@ -227,7 +230,17 @@ fn endpoint_addresses(spec: &EndpointSpec) -> Vec<IpAddr> {
         Sort::Pod | Sort::Workload | Sort::Finished if spec.is_outside => {
             (SITE_WORKLOADS, spec.host)
         }
-        Sort::Pod | Sort::Workload | Sort::Finished => (node.min(2), spec.host),
+        Sort::Pod | Sort::Workload | Sort::Finished => {
+            // Few addresses on other nodes, so that some are shared there.
+            (
+                node.min(2),
+                if node == 0 {
+                    spec.host
+                } else {
+                    2 + spec.host % 7
+                },
+            )
+        }
     };
     let at = |is_v6, host| AddressSpec { is_v6, site, host }.address();
     match spec.families {
@@ -314,15 +327,15 @@ fn selector(spec: &SelectorSpec) -> Selector {
     Selector::new(spec.iter().map(requirement).collect())
 }
 
-fn namespace_match(spec: &NamespaceMatchSpec, own: u8) -> NamespaceMatch {
+fn namespace_match(spec: &NamespaceMatchSpec, own: &SmolStr) -> NamespaceMatch {
     match spec {
-        NamespaceMatchSpec::Own => NamespaceMatch::Is(format_smolstr!("ns-{own}")),
+        NamespaceMatchSpec::Own => NamespaceMatch::Is(own.clone()),
         NamespaceMatchSpec::Named(index) => NamespaceMatch::Is(format_smolstr!("ns-{index}")),
         NamespaceMatchSpec::Matching(spec) => NamespaceMatch::Matching(selector(spec)),
     }
 }
 
-fn peer(spec: &PeerSpec, own: u8) -> Peer {
+fn peer(spec: &PeerSpec, own: &SmolStr) -> Peer {
     match spec {
         PeerSpec::Workloads(namespaces, pods) => Peer::Workloads {
             namespaces: namespace_match(namespaces, own),
@@ -366,10 +379,9 @@ fn port(spec: &PortSpec) -> PortMatch {
     }
 }
 
-fn rules(specs: &[RuleSpec], policy: &PolicySpec) -> Vec<Rule> {
-    let own = policy.own_namespace();
+fn rules(specs: &[RuleSpec], tier: TierSpec, own: &SmolStr) -> Vec<Rule> {
     let rule = |(index, spec): (usize, &RuleSpec)| {
-        let is_cluster_wide = policy.tier != TierSpec::NetworkPolicy;
+        let is_cluster_wide = tier != TierSpec::NetworkPolicy;
         Rule {
             name: is_cluster_wide.then(|| format_smolstr!("r{index}")),
             action: if is_cluster_wide {
@@ -388,18 +400,8 @@ fn rules(specs: &[RuleSpec], policy: &PolicySpec) -> Vec<Rule> {
     specs.iter().enumerate().map(rule).collect()
 }
 
-impl PolicySpec {
-    fn own_namespace(&self) -> u8 {
-        if self.tier == TierSpec::NetworkPolicy {
-            self.namespace
-        } else {
-            0
-        }
-    }
-}
-
-fn policy(index: usize, spec: &PolicySpec) -> Policy {
-    let own = spec.own_namespace();
+/// `own` is the namespace of a NetworkPolicy, and stands for the own namespace in a ClusterNetworkPolicy.
+fn policy(index: usize, spec: &PolicySpec, own: &SmolStr) -> Policy {
     let (tier, kind) = match spec.tier {
         TierSpec::Admin => (Tier::ADMIN, PolicyKind::ClusterNetworkPolicy),
         TierSpec::NetworkPolicy => (Tier::NETWORK_POLICY, PolicyKind::NetworkPolicy),
@@ -407,17 +409,14 @@ fn policy(index: usize, spec: &PolicySpec) -> Policy {
     };
     let name = format_smolstr!("p{index}");
     let (namespace, order, namespaces) = match kind {
-        PolicyKind::NetworkPolicy => {
-            let namespace = format_smolstr!("ns-{own}");
-            (namespace.clone(), 0, NamespaceMatch::Is(namespace))
-        }
+        PolicyKind::NetworkPolicy => (own.clone(), 0, NamespaceMatch::Is(own.clone())),
         PolicyKind::ClusterNetworkPolicy => (
             SmolStr::default(),
             i32::from(spec.order),
             namespace_match(&spec.namespaces, own),
         ),
     };
-    let of = |list: &Option<Vec<RuleSpec>>| list.as_ref().map(|list| rules(list, spec));
+    let of = |list: &Option<Vec<RuleSpec>>| list.as_ref().map(|list| rules(list, spec.tier, own));
     Policy {
         id: PolicyId {
             kind,

@@ -7,6 +7,7 @@
 //! Behind the feature `generate`; production code does not see it.
 
 mod build;
+mod coverage;
 mod probe;
 mod random;
 mod strategy;
@@ -14,8 +15,9 @@ mod strategy;
 use crate::model::Action;
 
 pub use build::{LOCAL_NODE, difference};
+pub use coverage::{Coverage, Row};
 pub use probe::Probe;
-pub use strategy::world;
+pub use strategy::{sample, world};
 
 /// A small cluster, described by small numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +112,7 @@ type SelectorSpec = Vec<(u8, u8, u8)>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum NamespaceMatchSpec {
-    /// The policy's own namespace; `ns-0` for a cluster-wide policy.
+    /// The policy's own namespace.
     Own,
     Named(u8),
     Matching(SelectorSpec),

@@ -1,13 +1,17 @@
 //! Flows that probe a world, biased to the addresses and ports at which its policies turn.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use smol_str::SmolStr;
 
 use super::build::{LOCAL_NODE, PORT_NUMBERS};
 use super::random::Random;
 use super::{AddressSpec, World};
 use crate::evaluate::Flow;
-use crate::model::{Cluster, Direction, Peer, Peers, PortMatch, Ports};
+use crate::model::{
+    Cluster, Direction, Endpoint, NamespaceMatch, Peer, Peers, Policy, PortMatch, Ports, Protocol,
+};
 
 /// The first packet of a connection, at one of its two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +35,7 @@ impl Probe {
             Direction::Ingress => (self.peer, self.endpoint),
             Direction::Egress => (self.endpoint, self.peer),
         };
-        let has_ports = crate::model::Protocol::from_number(self.protocol).is_some();
+        let has_ports = Protocol::from_number(self.protocol).is_some();
         Flow {
             source,
             destination,
@@ -53,96 +57,134 @@ impl World {
     }
 }
 
+/// A port of a protocol, by IANA number.
+type ProtocolPort = (u8, u16);
+
 /// The interesting values of a world.
+#[derive(Default)]
 struct Points {
     endpoints: Vec<IpAddr>,
+    /// Addresses of endpoints of any sort, and what they declare.
     workloads: Vec<IpAddr>,
+    declared: BTreeMap<IpAddr, Vec<(Option<SmolStr>, ProtocolPort)>>,
+    nodes: Vec<IpAddr>,
+    /// Addresses of several workloads, and of those whose namespace is unknown.
+    odd: Vec<IpAddr>,
+    rules: Vec<RulePoints>,
+    /// Which of these apply at an address.
+    applying: BTreeMap<(IpAddr, Direction), Vec<usize>>,
+}
+
+/// Where one rule turns.
+struct RulePoints {
     peers: Vec<IpAddr>,
-    ports: Vec<u16>,
+    ports: Vec<ProtocolPort>,
+    names: Vec<SmolStr>,
 }
 
 impl Points {
     fn of(cluster: &Cluster) -> Self {
-        let local = cluster.endpoints.values().filter(|endpoint| {
-            endpoint.is_workload() && endpoint.node.as_deref() == Some(LOCAL_NODE)
-        });
-        let endpoints = local
-            .flat_map(|endpoint| endpoint.addresses.iter().copied())
+        let nodes = cluster
+            .nodes
+            .values()
+            .flat_map(|node| node.addresses.clone())
             .collect();
-        let all = cluster
+        let mut points = Self {
+            nodes,
+            ..Self::default()
+        };
+        for endpoint in cluster.endpoints.values() {
+            points.add_endpoint(cluster, endpoint);
+        }
+        for policy in cluster.policies.values() {
+            points.add_policy(cluster, policy);
+        }
+        points
+    }
+
+    fn add_endpoint(&mut self, cluster: &Cluster, endpoint: &Endpoint) {
+        let has_namespace = cluster.namespaces.contains_key(&endpoint.id.namespace);
+        for address in &endpoint.addresses {
+            if !has_namespace || self.workloads.contains(address) {
+                self.odd.push(*address);
+            }
+            self.workloads.push(*address);
+            if is_local(endpoint) {
+                self.endpoints.push(*address);
+            }
+            let ports = endpoint
+                .ports
+                .iter()
+                .map(|port| (port.name.clone(), (port.protocol.number(), port.number)));
+            self.declared.entry(*address).or_default().extend(ports);
+        }
+    }
+
+    fn add_policy(&mut self, cluster: &Cluster, policy: &Policy) {
+        let subjects = cluster
             .endpoints
             .values()
-            .flat_map(|endpoint| endpoint.addresses.iter().copied());
-        let workloads: Vec<IpAddr> = all.collect();
-        let mut peers: BTreeSet<IpAddr> = workloads.iter().copied().collect();
-        peers.extend(
-            cluster
-                .nodes
-                .values()
-                .flat_map(|node| node.addresses.iter().copied()),
-        );
-        for is_v6 in [false, true] {
-            peers.extend((0..6).map(|site| {
-                AddressSpec {
-                    is_v6,
-                    site,
-                    host: 3,
+            .filter(|endpoint| is_local(endpoint) && is_subject(cluster, policy, endpoint));
+        let addresses: Vec<IpAddr> = subjects
+            .flat_map(|subject| subject.addresses.clone())
+            .collect();
+        for direction in Direction::BOTH {
+            for rule in policy.rules(direction).unwrap_or(&[]) {
+                for address in &addresses {
+                    self.applying
+                        .entry((*address, direction))
+                        .or_default()
+                        .push(self.rules.len());
                 }
-                .address()
-            }));
-        }
-        let mut ports: BTreeSet<u16> = PORT_NUMBERS.into_iter().collect();
-        for policy in cluster.policies.values() {
-            for rule in Direction::BOTH
-                .iter()
-                .filter_map(|direction| policy.rules(*direction))
-                .flatten()
-            {
-                add_edges_of_blocks(&rule.peers, &mut peers);
-                add_edges_of_ranges(&rule.ports, &mut ports);
+                self.rules.push(RulePoints {
+                    peers: self.turns_of_peers(&rule.peers),
+                    ports: edges_of_ranges(&rule.ports),
+                    names: names(&rule.ports),
+                });
             }
-        }
-        Self {
-            endpoints,
-            workloads,
-            peers: peers.into_iter().collect(),
-            ports: ports.into_iter().collect(),
         }
     }
 
     fn probe(&self, random: &mut Random) -> Option<Probe> {
-        let unowned = |is_v6| {
-            AddressSpec {
-                is_v6,
+        let direction = Direction::BOTH[random.below(2)];
+        let endpoint = match random.below(100) {
+            0 => AddressSpec {
+                is_v6: false,
                 site: 0,
                 host: 200,
             }
-            .address()
+            .address(),
+            1 => AddressSpec {
+                is_v6: true,
+                site: 0,
+                host: 200,
+            }
+            .address(),
+            2..12 => random.pick(&self.endpoints)?,
+            _ => {
+                let judged = self
+                    .applying
+                    .keys()
+                    .filter(|(_, applying)| *applying == direction);
+                let judged: Vec<IpAddr> = judged.map(|(address, _)| *address).collect();
+                random
+                    .pick(&judged)
+                    .or_else(|| random.pick(&self.endpoints))?
+            }
         };
-        let endpoint = match random.below(100) {
-            0 => unowned(false),
-            1 => unowned(true),
-            _ => random.pick(&self.endpoints)?,
+        let applying = self
+            .applying
+            .get(&(endpoint, direction))
+            .map_or(&[] as &[usize], Vec::as_slice);
+        // Rules with named ports come twice as often: a named port rarely meets a peer that serves it.
+        let mut pick = || random.pick(applying).map(|index| &self.rules[index]);
+        let rule = pick().filter(|rule| !rule.names.is_empty()).or_else(pick);
+        let peer = self.peer(direction, endpoint, rule, random);
+        let destination = match direction {
+            Direction::Ingress => endpoint,
+            Direction::Egress => peer,
         };
-        let pool = if random.chance(60) {
-            &self.workloads
-        } else {
-            &self.peers
-        };
-        let of_family: Vec<IpAddr> = pool
-            .iter()
-            .copied()
-            .filter(|peer| peer.is_ipv4() == endpoint.is_ipv4())
-            .collect();
-        let peer = random.pick(&of_family)?;
-        let direction = Direction::BOTH[random.below(2)];
-        let (protocol, port) = match random.below(20) {
-            0 => (if endpoint.is_ipv4() { 1 } else { 58 }, 0),
-            1 => (47, 0),
-            2..=4 => (17, random.pick(&self.ports)?),
-            5 | 6 => (132, random.pick(&self.ports)?),
-            _ => (6, random.pick(&self.ports)?),
-        };
+        let (protocol, port) = self.port(destination, rule, random);
         Some(Probe {
             direction,
             endpoint,
@@ -151,33 +193,170 @@ impl Points {
             port,
         })
     }
-}
 
-fn add_edges_of_blocks(peers: &Peers, addresses: &mut BTreeSet<IpAddr>) {
-    let Peers::Of(peers) = peers else { return };
-    for peer in peers {
-        let Peer::Network { cidr, except } = peer else {
-            continue;
+    /// An address of the endpoint's family.
+    fn peer(
+        &self,
+        direction: Direction,
+        endpoint: IpAddr,
+        rule: Option<&RulePoints>,
+        random: &mut Random,
+    ) -> IpAddr {
+        let is_v6 = endpoint.is_ipv6();
+        let named = rule.filter(|rule| direction == Direction::Egress && !rule.names.is_empty());
+        let pool: Vec<IpAddr> = match (random.below(10), named) {
+            (turn @ 0..6, Some(rule)) => {
+                let preferred = if turn < 3 { &rule.peers } else { &self.odd };
+                let serving = self.serving(&rule.names);
+                let serving = serving.filter(|address| address.is_ipv6() == is_v6);
+                let (preferred, other): (Vec<_>, Vec<_>) =
+                    serving.partition(|address| preferred.contains(address));
+                if preferred.is_empty() {
+                    other
+                } else {
+                    preferred
+                }
+            }
+            (0 | 1, None) => self.workloads.clone(),
+            (2..5, None) => self.odd.clone(),
+            (5, _) => self.nodes.clone(),
+            (6..9, _) => rule.map_or_else(Vec::new, |rule| rule.peers.clone()),
+            _ => Vec::new(),
         };
-        for block in except.iter().chain([cidr]) {
-            let (first, last) = (block.network(), block.broadcast());
-            addresses.extend([first, last, step(first, false), step(last, true)]);
+        let of_family: Vec<IpAddr> = pool
+            .into_iter()
+            .filter(|peer| peer.is_ipv6() == is_v6)
+            .collect();
+        random.pick(&of_family).unwrap_or_else(|| {
+            let site = [0, 1, 2, 3, 4, 5][random.below(6)];
+            AddressSpec {
+                is_v6,
+                site,
+                host: 3,
+            }
+            .address()
+        })
+    }
+
+    /// The addresses whose owners declare a port of one of these names.
+    fn serving(&self, names: &[SmolStr]) -> impl Iterator<Item = IpAddr> {
+        let serves = |(name, _): &(Option<SmolStr>, ProtocolPort)| {
+            name.as_ref().is_some_and(|name| names.contains(name))
+        };
+        let serving = self
+            .declared
+            .iter()
+            .filter(move |(_, ports)| ports.iter().any(serves));
+        serving.map(|(address, _)| *address)
+    }
+
+    fn port(
+        &self,
+        destination: IpAddr,
+        rule: Option<&RulePoints>,
+        random: &mut Random,
+    ) -> ProtocolPort {
+        let declared = self
+            .declared
+            .get(&destination)
+            .map_or(&[] as &[_], Vec::as_slice)
+            .iter();
+        let pool: Vec<ProtocolPort> = match random.below(20) {
+            0 => return (if destination.is_ipv4() { 1 } else { 58 }, 0),
+            1 => return (47, 0),
+            2..5 => declared.map(|(_, port)| *port).collect(),
+            5..12 => {
+                let names = rule.map_or(&[] as &[SmolStr], |rule| &rule.names);
+                let is_asked =
+                    |name: &Option<SmolStr>| name.as_ref().is_some_and(|name| names.contains(name));
+                declared
+                    .filter(|(name, _)| is_asked(name))
+                    .map(|(_, port)| *port)
+                    .collect()
+            }
+            12..18 => rule.map_or_else(Vec::new, |rule| rule.ports.clone()),
+            _ => Vec::new(),
+        };
+        random.pick(&pool).unwrap_or_else(|| {
+            let protocol = Protocol::ALL[random.below(3)].number();
+            (protocol, PORT_NUMBERS[random.below(PORT_NUMBERS.len())])
+        })
+    }
+
+    /// The first and last addresses of blocks and of the holes in them, their neighbours, and the endpoints in
+    /// the blocks.
+    fn turns_of_peers(&self, peers: &Peers) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        let Peers::Of(peers) = peers else {
+            return addresses;
+        };
+        for peer in peers {
+            let Peer::Network { cidr, except } = peer else {
+                continue;
+            };
+            for block in except.iter().chain([cidr]) {
+                let (first, last) = (block.network(), block.broadcast());
+                addresses.extend([first, last, step(first, false), step(last, true)]);
+            }
+            addresses.extend(
+                self.workloads
+                    .iter()
+                    .filter(|address| cidr.contains(*address)),
+            );
         }
+        addresses
     }
 }
 
-fn add_edges_of_ranges(ports: &Ports, numbers: &mut BTreeSet<u16>) {
-    let Ports::Of(ports) = ports else { return };
+fn is_local(endpoint: &Endpoint) -> bool {
+    endpoint.is_workload() && endpoint.node.as_deref() == Some(LOCAL_NODE)
+}
+
+fn is_subject(cluster: &Cluster, policy: &Policy, endpoint: &Endpoint) -> bool {
+    let namespace = cluster.namespaces.get(&endpoint.id.namespace);
+    let is_in_namespace = namespace.is_some_and(|namespace| match &policy.subject.namespaces {
+        NamespaceMatch::Is(name) => *name == namespace.name,
+        NamespaceMatch::Matching(selector) => selector.matches(&namespace.labels),
+    });
+    is_in_namespace && policy.subject.pods.matches(&endpoint.labels)
+}
+
+/// The ends of ranges, their neighbours, and something between.
+fn edges_of_ranges(ports: &Ports) -> Vec<ProtocolPort> {
+    let mut numbers = Vec::new();
+    let Ports::Of(ports) = ports else {
+        return numbers;
+    };
     for port in ports {
-        if let PortMatch::Range { first, last, .. } = port {
-            numbers.extend([
+        if let PortMatch::Range {
+            protocol,
+            first,
+            last,
+        } = port
+        {
+            let middle = first.midpoint(*last);
+            let edges = [
                 *first,
                 *last,
+                middle,
                 first.saturating_sub(1),
                 last.saturating_add(1),
-            ]);
+            ];
+            numbers.extend(edges.map(|number| (protocol.number(), number)));
         }
     }
+    numbers
+}
+
+fn names(ports: &Ports) -> Vec<SmolStr> {
+    let Ports::Of(ports) = ports else {
+        return Vec::new();
+    };
+    let named = ports.iter().filter_map(|port| match port {
+        PortMatch::Named { name, .. } => Some(name.clone()),
+        PortMatch::Range { .. } => None,
+    });
+    named.collect()
 }
 
 /// The next address, or the one before; the ends stay.

@@ -23,11 +23,6 @@ impl Random {
         usize::try_from(self.next() % bound).expect("below a usize")
     }
 
-    /// True in `percent` of 100 cases.
-    pub(super) fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
     /// One of the items, if there are any.
     pub(super) fn pick<T: Copy>(&mut self, items: &[T]) -> Option<T> {
         if items.is_empty() {
