@@ -112,9 +112,14 @@ impl Agent {
         &self.socket
     }
 
-    /// A folder of its own for what it records on disk.
-    pub fn state(&self) -> &Path {
-        &self.state
+    /// The command that removes everything this agent changed; it is to be run in the node's namespace, once the
+    /// agent has ended.
+    pub fn uninstaller(&self) -> Result<Command> {
+        let mut command = Command::new(program::towpath()?);
+        command.args(["uninstall", "--yes"]);
+        command.arg("--state-dir").arg(&self.state);
+        command.arg("--socket").arg(&self.socket);
+        Ok(command)
     }
 
     /// Process id.

@@ -9,7 +9,6 @@ use serde_json::Value;
 use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::lab::{Lab, Node};
 use towpath_tests::matrix::{Check, Flow, Matrix, Style};
-use towpath_tests::program;
 
 use super::cast::{self, LATE, POLICIES, is_open};
 use super::command::{Simulation, explain};
@@ -197,13 +196,11 @@ impl Story {
 
     pub(super) fn uninstall(&mut self) -> Result<()> {
         self.title("Uninstall: nothing of ours is left in the kernel");
-        let mut states = Vec::new();
-        for agent in self.agents.drain(..) {
-            states.push((agent.node.clone(), agent.state().to_owned()));
-            agent.terminate()?;
-        }
-        for (name, state) in states {
+        for agent in std::mem::take(&mut self.agents) {
+            let name = agent.node.clone();
             let node = self.lab.node(&name)?;
+            let mut uninstaller = agent.uninstaller()?;
+            agent.terminate()?;
             let tables = tables(node)?;
             ensure!(
                 tables.iter().any(|table| table.contains("towpath")),
@@ -213,9 +210,7 @@ impl Story {
                 "  {name}: the agent ended, its tables stay: {}",
                 tables.join(", ")
             ));
-            let mut command = Command::new(program::towpath()?);
-            command.arg("uninstall").arg("--state-dir").arg(&state);
-            node.namespace.run(&mut command)?;
+            node.namespace.run(&mut uninstaller)?;
             let left = self::tables(node)?;
             ensure!(left.is_empty(), "tables are left on {name}: {left:?}");
             let filtered = bridge_settings(node)?;
