@@ -1,0 +1,631 @@
+//! From the text of one YAML (or JSON) document to a tree.
+//!
+//! Built on the events of serde-saphyr's parser rather than on its serde border, which has no lines for values
+//! that are right, no spelling of scalars, and nothing to show for a document that ends in an error. The part of
+//! such a document that could be read is kept, so that a policy broken at its end still closes its subject.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use serde_saphyr::granit_parser::{
+    Event, Options, Parser, ScalarStyle, ScanError, Span, StrInput, Tag,
+};
+
+use crate::fault::{Complaint, quote};
+use crate::limits;
+use crate::value::{Content, Value, repeated_key};
+
+/// Why a text is no document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SyntaxError {
+    /// Line in the file.
+    pub(crate) line: u32,
+    pub(crate) complaint: Complaint,
+}
+
+/// A document: what could be read of it, and the error that ended it.
+#[derive(Debug)]
+pub(crate) struct Parsed<'a> {
+    /// `None` for a document without content.
+    pub(crate) value: Option<Value<'a>>,
+    pub(crate) error: Option<SyntaxError>,
+}
+
+/// Parses one document. `first_line` is the line of the file on which `text` begins.
+pub(crate) fn parse(text: &str, first_line: u32) -> Parsed<'_> {
+    if text.len() > limits::DOCUMENT_BYTES {
+        let complaint = Complaint::new(
+            format!(
+                "the document has {} bytes, more than {}",
+                text.len(),
+                limits::DOCUMENT_BYTES
+            ),
+            "split it with '---' lines or over several files",
+        );
+        let error = SyntaxError {
+            line: first_line,
+            complaint,
+        };
+        return Parsed {
+            value: None,
+            error: Some(error),
+        };
+    }
+    let mut options = Options::default();
+    options.set_emit_comments(false);
+    let parser = Parser::new_from_str_with_options(text, options);
+    let mut builder = Builder::new(first_line);
+    let error = builder.run(parser).err();
+    Parsed {
+        value: builder.finish(),
+        error,
+    }
+}
+
+/// A list or map that is not yet closed.
+struct Frame<'a> {
+    line: u32,
+    anchor: usize,
+    open: Open<'a>,
+}
+
+enum Open<'a> {
+    List(Vec<Value<'a>>),
+    Map {
+        entries: Vec<(Cow<'a, str>, Value<'a>)>,
+        /// The key whose value comes next.
+        key: Option<(Cow<'a, str>, bool)>,
+        /// Values of merge keys (`<<`).
+        merged: Vec<Value<'a>>,
+    },
+}
+
+/// Puts the tree together from events.
+struct Builder<'a> {
+    first_line: u32,
+    stack: Vec<Frame<'a>>,
+    root: Option<Value<'a>>,
+    anchors: HashMap<usize, Value<'a>>,
+    values: usize,
+    alias_bytes: usize,
+}
+
+impl<'a> Builder<'a> {
+    fn new(first_line: u32) -> Self {
+        Self {
+            first_line,
+            stack: Vec::new(),
+            root: None,
+            anchors: HashMap::new(),
+            values: 0,
+            alias_bytes: 0,
+        }
+    }
+
+    fn run(&mut self, parser: Parser<'a, StrInput<'a>>) -> Result<(), SyntaxError> {
+        for event in parser {
+            let (event, span) = event.map_err(|error| self.scan_error(&error))?;
+            let line = self.line(&span);
+            self.take(event, line)
+                .map_err(|complaint| SyntaxError { line, complaint })?;
+        }
+        Ok(())
+    }
+
+    fn line(&self, span: &Span) -> u32 {
+        self.first_line
+            .saturating_add(to_u32(span.start.line()).saturating_sub(1))
+    }
+
+    fn scan_error(&self, error: &ScanError) -> SyntaxError {
+        let marker = error.marker();
+        SyntaxError {
+            line: self
+                .first_line
+                .saturating_add(to_u32(marker.line()).saturating_sub(1)),
+            complaint: Complaint::new(
+                format!(
+                    "not valid YAML: {}, at column {}",
+                    error.info(),
+                    marker.col() + 1
+                ),
+                "correct the text at or just before this place; check indentation, quotes and brackets",
+            ),
+        }
+    }
+
+    fn take(&mut self, event: Event<'a>, line: u32) -> Result<(), Complaint> {
+        match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let is_plain = is_plain(style, tag.as_deref())?;
+                let value = Value::new(line, Content::Scalar { text, is_plain });
+                self.add(value, anchor)
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                known_tag(tag.as_deref(), &["seq"])?;
+                self.open(Frame {
+                    line,
+                    anchor,
+                    open: Open::List(Vec::new()),
+                })
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                known_tag(tag.as_deref(), &["map"])?;
+                let open = Open::Map {
+                    entries: Vec::new(),
+                    key: None,
+                    merged: Vec::new(),
+                };
+                self.open(Frame { line, anchor, open })
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(),
+            Event::Alias(anchor) => self.repeat(anchor),
+            Event::DocumentStart(..) if self.root.is_some() => Err(Complaint::new(
+                "a second document begins here",
+                "put a line '---' between two documents",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&mut self, frame: Frame<'a>) -> Result<(), Complaint> {
+        if let Some(Frame {
+            open: Open::Map { key: None, .. },
+            ..
+        }) = self.stack.last()
+        {
+            return Err(Complaint::new(
+                "a key is a list or a map",
+                "keys are texts; put text of templates like {{ }} in quotes",
+            ));
+        }
+        if self.stack.len() >= limits::DEPTH {
+            return Err(Complaint::new(
+                format!("lists and maps are nested more than {} deep", limits::DEPTH),
+                "no manifest needs that; write it flatter",
+            ));
+        }
+        self.stack.push(frame);
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Complaint> {
+        let Some(Frame { line, anchor, open }) = self.stack.pop() else {
+            return Ok(());
+        };
+        let content = match open {
+            Open::List(items) => Content::List(items),
+            Open::Map {
+                entries, merged, ..
+            } => match close_map(entries, merged) {
+                Ok(entries) => Content::Map(entries),
+                Err((entries, complaint)) => {
+                    // Which of two equal keys was meant is unknown; the rest of the tree above is kept.
+                    self.put(Value {
+                        line,
+                        is_broken: true,
+                        content: Content::Map(entries),
+                    });
+                    return Err(complaint);
+                }
+            },
+        };
+        self.add(Value::new(line, content), anchor)
+    }
+
+    /// Puts a finished value into the list or map that is open.
+    fn add(&mut self, value: Value<'a>, anchor: usize) -> Result<(), Complaint> {
+        self.charge(1)?;
+        if anchor != 0 {
+            let copy = value.clone();
+            self.charge_copy(&copy)?;
+            self.anchors.insert(anchor, copy);
+        }
+        if let Some(Frame {
+            open: Open::Map {
+                key: key @ None, ..
+            },
+            ..
+        }) = self.stack.last_mut()
+        {
+            return match value.content {
+                Content::Scalar { text, is_plain } => {
+                    *key = Some((text, is_plain));
+                    Ok(())
+                }
+                _ => Err(Complaint::new("a key is a list or a map", "keys are texts")),
+            };
+        }
+        self.put(value);
+        Ok(())
+    }
+
+    fn put(&mut self, value: Value<'a>) {
+        match self.stack.last_mut().map(|frame| &mut frame.open) {
+            None => self.root = Some(value),
+            Some(Open::List(items)) => items.push(value),
+            Some(Open::Map {
+                entries,
+                key,
+                merged,
+            }) => match key.take() {
+                Some((text, true)) if text == "<<" => merged.push(value),
+                Some((text, _)) => entries.push((text, value)),
+                None => {}
+            },
+        }
+    }
+
+    fn repeat(&mut self, anchor: usize) -> Result<(), Complaint> {
+        let Some(value) = self.anchors.get(&anchor) else {
+            return Err(Complaint::new(
+                "an alias refers to the value that it stands in",
+                "write the value out",
+            ));
+        };
+        let copy = value.clone();
+        self.charge_copy(&copy)?;
+        self.add(copy, 0)
+    }
+
+    fn charge(&mut self, values: usize) -> Result<(), Complaint> {
+        self.values += values;
+        if self.values <= limits::DOCUMENT_VALUES {
+            return Ok(());
+        }
+        Err(Complaint::new(
+            format!(
+                "the document has more than {} values",
+                limits::DOCUMENT_VALUES
+            ),
+            "split it with '---' lines or over several files, and write aliases out",
+        ))
+    }
+
+    fn charge_copy(&mut self, copy: &Value<'_>) -> Result<(), Complaint> {
+        let (values, bytes) = weigh(copy);
+        self.charge(values)?;
+        self.alias_bytes += bytes;
+        if self.alias_bytes <= limits::ALIAS_BYTES {
+            return Ok(());
+        }
+        Err(Complaint::new(
+            format!("aliases repeat more than {} bytes", limits::ALIAS_BYTES),
+            "write the values out instead",
+        ))
+    }
+
+    /// The tree so far; lists and maps that are still open are marked as broken.
+    fn finish(mut self) -> Option<Value<'a>> {
+        while let Some(Frame { line, open, .. }) = self.stack.pop() {
+            let content = match open {
+                Open::List(items) => Content::List(items),
+                Open::Map { entries, .. } => Content::Map(entries),
+            };
+            self.put(Value {
+                line,
+                is_broken: true,
+                content,
+            });
+        }
+        self.root
+    }
+}
+
+type Entries<'a> = Vec<(Cow<'a, str>, Value<'a>)>;
+
+/// Adds what merge keys bring; a key of the map itself wins, then that of the first merged map.
+fn close_map<'a>(
+    mut entries: Entries<'a>,
+    merged: Vec<Value<'a>>,
+) -> Result<Entries<'a>, (Entries<'a>, Complaint)> {
+    if let Some((first, second)) = repeated_key(&entries) {
+        let complaint = Complaint::new(
+            format!(
+                "the key {} stands twice in one map, first on line {}",
+                quote(&entries[first].0),
+                entries[first].1.line
+            ),
+            "remove one of the two",
+        );
+        entries.remove(second);
+        entries.remove(first);
+        return Err((entries, complaint));
+    }
+    for value in merged {
+        let maps = match value.content {
+            Content::List(items) => items,
+            _ => vec![value],
+        };
+        for map in maps {
+            let Content::Map(added) = map.content else {
+                let complaint = Complaint::new(
+                    "a merge key (<<) needs a map or a list of maps",
+                    "merge a map, or quote the key",
+                );
+                return Err((entries, complaint));
+            };
+            for (key, value) in added {
+                if entries.iter().all(|(other, _)| *other != key) {
+                    entries.push((key, value));
+                }
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Values and bytes of texts in a tree. Borrowed texts weigh nothing.
+fn weigh(value: &Value<'_>) -> (usize, usize) {
+    let owned = |text: &Cow<'_, str>| match text {
+        Cow::Borrowed(_) => 0,
+        Cow::Owned(text) => text.len(),
+    };
+    let add = |sum: (usize, usize), item: &Value<'_>| {
+        let (values, bytes) = weigh(item);
+        (sum.0 + values, sum.1 + bytes)
+    };
+    match &value.content {
+        Content::Scalar { text, .. } => (1, owned(text)),
+        Content::List(items) => items.iter().fold((1, 0), add),
+        Content::Map(entries) => entries.iter().fold((1, 0), |sum, (key, item)| {
+            let (values, bytes) = add(sum, item);
+            (values, bytes + owned(key))
+        }),
+        Content::Skipped => (1, 0),
+    }
+}
+
+/// Whether a scalar may be something else than a text.
+fn is_plain(style: ScalarStyle, tag: Option<&Tag>) -> Result<bool, Complaint> {
+    known_tag(tag, &["str", "int", "float", "bool", "null", "timestamp"])?;
+    Ok(match tag.and_then(Tag::core_suffix) {
+        Some("str") => false,
+        Some(_) => true,
+        None => style == ScalarStyle::Plain && tag.is_none(),
+    })
+}
+
+fn known_tag(tag: Option<&Tag>, known: &[&str]) -> Result<(), Complaint> {
+    let Some(tag) = tag else { return Ok(()) };
+    let is_non_specific = tag.handle().is_empty() && tag.suffix() == "!";
+    if is_non_specific
+        || tag
+            .core_suffix()
+            .is_some_and(|suffix| known.contains(&suffix))
+    {
+        return Ok(());
+    }
+    Err(Complaint::new(
+        format!("the tag {} has no meaning here", quote(&tag.original())),
+        "remove it; if the text begins with '!', put it in quotes",
+    ))
+}
+
+fn to_u32(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The tree as compact text: plain scalars bare, others quoted, broken ones with `...`.
+    fn show(value: &Value<'_>) -> String {
+        let end = if value.is_broken { "..." } else { "" };
+        match &value.content {
+            Content::Scalar {
+                text,
+                is_plain: true,
+            } => text.to_string(),
+            Content::Scalar {
+                text,
+                is_plain: false,
+            } => format!("{text:?}"),
+            Content::List(items) => {
+                format!(
+                    "[{}{end}]",
+                    items.iter().map(show).collect::<Vec<_>>().join(" ")
+                )
+            }
+            Content::Map(entries) => {
+                let mut out = String::new();
+                for (key, value) in entries {
+                    write!(out, "{key}={} ", show(value)).unwrap();
+                }
+                format!("{{{}{end}}}", out.trim_end())
+            }
+            Content::Skipped => "skipped".to_owned(),
+        }
+    }
+
+    fn good(text: &str) -> String {
+        let parsed = parse(text, 1);
+        assert_eq!(parsed.error, None, "{text}");
+        parsed.value.as_ref().map_or_else(String::new, show)
+    }
+
+    fn bad(text: &str) -> (String, String) {
+        let parsed = parse(text, 1);
+        let error = parsed.error.expect("an error");
+        let tree = parsed.value.as_ref().map_or_else(String::new, show);
+        (
+            tree,
+            format!(
+                "{}: {}; {}",
+                error.line, error.complaint.message, error.complaint.advice
+            ),
+        )
+    }
+
+    #[test]
+    fn keeps_spelling_and_quotes() {
+        assert_eq!(
+            good("a: 1.10\nb: \"1.10\"\nc: [~, yes]"),
+            r#"{a=1.10 b="1.10" c=[~ yes]}"#
+        );
+        assert_eq!(
+            good("a: !!str 8080\nb: !!int \"80\"\nc: ! 7"),
+            r#"{a="8080" b=80 c="7"}"#
+        );
+    }
+
+    #[test]
+    fn reads_json_with_tabs_and_escapes() {
+        let text = "{\n\t\"a\": [1, true, null, \"x\\/y\\u00e9\\ud83d\\ude00\"],\n\t\"b\": {\"c\":\"d\"}\n}\n";
+
+        assert_eq!(good(text), "{a=[1 true null \"x/yé😀\"] b={c=\"d\"}}");
+    }
+
+    #[test]
+    fn knows_lines() {
+        let parsed = parse("a:\n  - x\n  - y:\n      z: 1\n", 10);
+
+        let value = parsed.value.unwrap();
+        let Content::List(items) = &value.get("a").unwrap().content else {
+            panic!("no list")
+        };
+        assert_eq!(items[0].line, 11);
+        assert_eq!(items[1].get("y").unwrap().get("z").unwrap().line, 13);
+    }
+
+    #[test]
+    fn merges_maps_as_kubectl_does() {
+        let text = "base: &b {x: 1, y: 2}\nother: {<<: *b, y: 3}\nlist: {<<: [*b, {z: 4}], x: 5}";
+
+        assert_eq!(
+            good(text),
+            "{base={x=1 y=2} other={y=3 x=1} list={x=5 y=2 z=4}}"
+        );
+    }
+
+    #[test]
+    fn keeps_what_was_read_before_an_error() {
+        let (tree, message) = bad("kind: NetworkPolicy\nspec:\n  podSelector: {}\n  ingress: [\n");
+
+        assert_eq!(
+            tree,
+            "{kind=NetworkPolicy spec={podSelector={} ingress=[...]...}...}"
+        );
+        assert!(message.contains("not valid YAML: "), "{message}");
+    }
+
+    #[test]
+    fn repeated_keys_break_their_map_only() {
+        assert_eq!(
+            bad("kind: Pod\nspec:\n  a: 1\n  b: 2\n  a: 3\n"),
+            (
+                "{kind=Pod spec={b=2...}...}".to_owned(),
+                "6: the key \"a\" stands twice in one map, first on line 3; remove one of the two"
+                    .to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn refuses_what_has_no_meaning() {
+        for (text, expected) in [
+            (
+                "? [a]\n: b",
+                "1: a key is a list or a map; keys are texts; put text of templates like {{ }} in quotes",
+            ),
+            (
+                "a: {{ .Values.x }}",
+                "1: a key is a list or a map; keys are texts; put text of templates like {{ }} in quotes",
+            ),
+            (
+                "a: !secret b",
+                "1: the tag \"!secret\" has no meaning here; remove it; if the text begins with '!', put it in quotes",
+            ),
+            (
+                "a: !!binary aGk=",
+                "1: the tag \"!!binary\" has no meaning here; remove it; if the text begins with '!', put it in quotes",
+            ),
+            (
+                "a: &x [*x]",
+                "1: an alias refers to the value that it stands in; write the value out",
+            ),
+            (
+                "{a: 1}\n--- \n{b: 2}",
+                "2: a second document begins here; put a line '---' between two documents",
+            ),
+            (
+                "<<: 1",
+                "1: a merge key (<<) needs a map or a list of maps; merge a map, or quote the key",
+            ),
+        ] {
+            assert_eq!(bad(text).1, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn alias_bombs_are_refused() {
+        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let inner = vec![format!("*a{}", level - 1); 9].join(", ");
+            writeln!(text, "a{level}: &a{level} [{inner}]").unwrap();
+        }
+
+        let (_, message) = bad(&text);
+
+        assert!(
+            message.contains("the document has more than 400000 values"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn aliases_of_a_long_text_are_refused() {
+        let text = format!(
+            "a: &a \"\\t{}\"\nb: [{}]\n",
+            "x".repeat(100_000),
+            "*a, ".repeat(100)
+        );
+
+        assert!(
+            bad(&text)
+                .1
+                .contains("aliases repeat more than 1048576 bytes")
+        );
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        for text in [
+            "[".repeat(100_000),
+            "a:\n ".repeat(3),
+            "- ".repeat(10_000),
+            "{a: ".repeat(500),
+        ] {
+            let parsed = parse(&text, 1);
+            assert!(parsed.error.is_some() || text.len() < 20, "{:.20}", text);
+        }
+        assert!(
+            bad(&format!("{}x", "- ".repeat(65)))
+                .1
+                .contains("nested more than 64 deep")
+        );
+    }
+
+    #[test]
+    fn too_large_documents_are_refused_by_size() {
+        let text = format!("a: {}", "x".repeat(limits::DOCUMENT_BYTES));
+
+        assert!(
+            bad(&text)
+                .1
+                .starts_with("1: the document has 4194307 bytes, more than 4194304")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_or_refused(text in "(?s)[-\\[\\]{}:, \n&*!a<>|'\"%#?~\t]{0,60}|.{0,60}") {
+            let _ = parse(&text, 1);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Files: documents, lists, lines.
+
+use towpath_api::{Decision, Outcome, convert, decide, read};
+
+use super::{bad, outline, show};
+
+fn pod(name: &str) -> String {
+    format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}}}\n")
+}
+
+#[test]
+fn documents_are_separated_and_know_their_lines() {
+    let text = format!(
+        "\u{feff}%YAML 1.2\n---\n# only a comment\n---\n{}--- # remark\n{}...\n\n{}--- {}---\n---\n---\nnull\n",
+        pod("a"),
+        pod("b"),
+        pod("c"),
+        pod("d")
+    );
+
+    let documents = read("f", text.as_bytes());
+
+    let lines: Vec<_> = documents.iter().map(|document| document.line).collect();
+    assert_eq!(lines, [5, 7, 10, 11]);
+    assert!(
+        documents
+            .iter()
+            .all(|document| matches!(document.outcome, Outcome::Object { .. }))
+    );
+}
+
+#[test]
+fn windows_line_ends_are_fine() {
+    let text = "apiVersion: v1\r\nkind: Pod\r\nmetadata:\r\n  name: a\r\n---\r\napiVersion: v1\r\nkind: Node\r\nmetadata:\r\n  name: b\r\n";
+
+    let documents = read("f", text.as_bytes());
+
+    assert_eq!(documents.iter().map(|d| d.line).collect::<Vec<_>>(), [1, 6]);
+    assert!(
+        documents
+            .iter()
+            .all(|document| matches!(document.outcome, Outcome::Object { .. }))
+    );
+}
+
+#[test]
+fn a_broken_document_does_not_stop_the_others() {
+    let text = format!(
+        "{}---\n{{[}}: x\n---\n\tx\n---\n\"open\n---\n{}",
+        pod("a"),
+        pod("b")
+    );
+
+    let documents = read("f", text.as_bytes());
+
+    let kinds: Vec<_> = documents
+        .iter()
+        .map(|document| (document.line, matches!(document.outcome, Outcome::Bad(_))))
+        .collect();
+    assert_eq!(
+        kinds,
+        [(1, false), (3, true), (5, true), (7, true), (9, false)]
+    );
+}
+
+#[test]
+fn text_that_is_not_utf8_is_told_by_line() {
+    let mut bytes = format!("{}---\na: b\nc: ", pod("a")).into_bytes();
+    bytes.extend(b"\xff\n---\n");
+    bytes.extend(pod("b").into_bytes());
+
+    let documents = read("f", &bytes);
+
+    assert_eq!(documents.len(), 3);
+    let Outcome::Bad(bad) = &documents[1].outcome else {
+        panic!()
+    };
+    assert_eq!(
+        show(&bad.faults[0]),
+        "4 error: the text is not UTF-8; save it as UTF-8, and check that the file is a manifest at all"
+    );
+}
+
+#[test]
+fn lists_are_expanded() {
+    let text = "apiVersion: v1
+items:
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: a}
+- apiVersion: v1
+  kind: Namespace
+  metadata: {name: b}
+- apiVersion: apps/v1
+  kind: Deployment
+  metadata: {name: c}
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: 'D'}
+kind: List
+metadata: {resourceVersion: ''}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicyList
+items:
+- metadata: {name: p, namespace: n}
+  spec: {}
+---
+{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: List, items: []}]}
+---
+{apiVersion: v1, kind: PodList, items: null}
+";
+
+    assert_eq!(
+        outline(&read("f", text.as_bytes())),
+        [
+            "3: Endpoint(EndpointId { kind: Pod, namespace: \"default\", name: \"a\" })",
+            "6: Namespace(\"b\")",
+            "9: ignored Deployment",
+            "12: bad Pod without a name in namespace default",
+            "21: Policy(PolicyId { kind: NetworkPolicy, namespace: \"n\", name: \"p\" })",
+            "24: bad",
+        ]
+    );
+}
+
+#[test]
+fn a_list_that_ends_early_keeps_its_whole_items() {
+    let text = "apiVersion: v1
+items:
+- {apiVersion: v1, kind: Pod, metadata: {name: a}}
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata: {name: p}
+  spec:
+    podSelector: {}
+    ingress: [
+";
+
+    let documents = read("f", text.as_bytes());
+
+    assert_eq!(
+        outline(&documents),
+        [
+            "3: Endpoint(EndpointId { kind: Pod, namespace: \"default\", name: \"a\" })",
+            "4: bad NetworkPolicy default/p",
+        ]
+    );
+    let Outcome::Bad(bad) = &documents[1].outcome else {
+        panic!()
+    };
+    assert!(bad.stand_in.is_some());
+}
+
+#[test]
+fn kinds_that_policy_does_not_depend_on_are_ignored() {
+    for (text, kind) in [
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: a}}",
+            "Service",
+        ),
+        ("{apiVersion: apps/v1, kind: Deployment}", "Deployment"),
+        ("{apiVersion: management.example/v3, kind: Node}", "Node"),
+        (
+            "{apiVersion: projectcalico.org/v3, kind: WorkloadEndpoint}",
+            "WorkloadEndpoint",
+        ),
+        ("{apiVersion: x/v1, kind: \"A\\nB\"}", "\"A\\nB\""),
+    ] {
+        let Outcome::Ignored {
+            kind: found,
+            remarks,
+        } = super::single(text)
+        else {
+            panic!("{text}")
+        };
+        assert_eq!((found.as_str(), remarks.len()), (kind, 0));
+    }
+}
+
+#[test]
+fn policies_of_others_are_not_taken_for_enforced() {
+    for (text, message) in [
+        (
+            "{apiVersion: projectcalico.org/v3, kind: NetworkPolicy}",
+            "1 error: NetworkPolicy of \"projectcalico.org/v3\" is not enforced by towpath; write it for apiVersion networking.k8s.io/v1",
+        ),
+        (
+            "{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy}",
+            "1 error: AdminNetworkPolicy is not enforced by towpath; write it as a ClusterNetworkPolicy of tier Admin",
+        ),
+        (
+            "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy}",
+            "1 error: CiliumNetworkPolicy is not enforced by towpath; write it as a NetworkPolicy",
+        ),
+    ] {
+        let Outcome::Ignored { remarks, .. } = super::single(text) else {
+            panic!("{text}")
+        };
+        assert_eq!(remarks.iter().map(show).collect::<Vec<_>>(), [message]);
+    }
+}
+
+#[test]
+fn a_bad_version_never_replaces_a_good_one() {
+    let bad_policy = bad(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a}, spec: {x: 1}}",
+    );
+    let bad_pod = bad("{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: 1}");
+
+    assert_eq!(decide(true, &bad_policy), Decision::KeepLastGood);
+    assert!(matches!(decide(false, &bad_policy), Decision::StandIn(_)));
+    assert_eq!(decide(true, &bad_pod), Decision::KeepLastGood);
+    assert_eq!(decide(false, &bad_pod), Decision::Absent);
+}
+
+#[test]
+fn objects_of_an_api_server_convert_alike() {
+    let json = r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"a","namespace":"n","managedFields":[{"x":[1]}]},
+        "spec":{"podSelector":{},"ingress":[{"ports":[{"port":80,"endPort":90,"protocol":"TCP"},{"port":"http"}]}]}}"#;
+
+    let converted = convert(&serde_json::from_str(json).unwrap());
+
+    let Outcome::Object { object, .. } = converted else {
+        panic!("{converted:?}")
+    };
+    assert_eq!(object, super::good(json).0);
+}
