@@ -9,7 +9,7 @@ use smol_str::SmolStr;
 use super::{Endpoint, EndpointId, Labels, ObservedInterface, Policy, PolicyId};
 
 /// A namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace {
     /// Name.
     pub name: SmolStr,
@@ -18,7 +18,7 @@ pub struct Namespace {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// Name.
     pub name: SmolStr,
@@ -32,7 +32,7 @@ pub struct Node {
 }
 
 /// An object that policy depends on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     /// A namespace.
     Namespace(Namespace),

@@ -55,7 +55,7 @@ pub struct ContainerPort {
 }
 
 /// A pod, VM, container or other workload with addresses of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Identity.
     pub id: EndpointId,
@@ -169,7 +169,7 @@ impl FromStr for MacAddress {
 }
 
 /// What the kernel of this node tells about one pod interface: the facts of an endpoint, without identity.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObservedInterface {
     /// Interface index on the host side; the key.
     pub index: u32,

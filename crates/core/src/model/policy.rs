@@ -129,7 +129,7 @@ impl fmt::Display for PolicyId {
 }
 
 /// A policy: whom it selects, and its ordered rules per direction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
     /// Identity.
     pub id: PolicyId,
@@ -199,7 +199,7 @@ impl fmt::Display for Action {
 }
 
 /// A rule: matches when the peer *and* the port match.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// Name, where the API has one.
     pub name: Option<SmolStr>,
@@ -212,7 +212,7 @@ pub struct Rule {
 }
 
 /// The other side of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peers {
     /// Anybody.
     Any,
@@ -242,7 +242,7 @@ pub enum Peer {
 }
 
 /// Protocols and destination ports of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ports {
     /// Every protocol and port, ICMP and others included.
     Any,
