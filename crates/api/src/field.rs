@@ -204,16 +204,12 @@ impl<'f> Field<'f> {
     }
 
     pub(crate) fn fields(&self) -> Option<Fields<'_>> {
-        match &self.value.content {
-            Content::Map(entries) => Some(Fields {
-                entries,
-                field: self,
-            }),
-            _ => {
-                self.wrong("a map");
-                None
-            }
+        if let Content::Map(entries) = &self.value.content {
+            let field = self;
+            return Some(Fields { entries, field });
         }
+        self.wrong("a map");
+        None
     }
 
     /// The items of a list of at most `limit`.

@@ -123,10 +123,11 @@ fn names_with_quotes_braces_newlines_and_controls_are_refused() {
         "$(x)",
         "a\\b",
     ] {
-        let quoted: String = name
+        let quoted = name
             .chars()
             .map(|c| format!("\\U{:08x}", u32::from(c)))
-            .collect();
+            .collect::<Vec<_>>()
+            .concat();
         for text in [
             format!(
                 "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: \"{quoted}\"}}}}"
@@ -198,7 +199,10 @@ fn thousands_of_faults_are_counted_not_kept() {
 
 #[test]
 fn selectors_and_conditions_are_limited() {
-    let labels: String = (0..257).map(|n| format!("a{n}: b, ")).collect();
+    let labels = (0..257)
+        .map(|n| format!("a{n}: b, "))
+        .collect::<Vec<_>>()
+        .concat();
     assert_eq!(
         errors(&policy(&format!(
             "{{podSelector: {{matchLabels: {{{labels}}}}}}}"

@@ -29,7 +29,7 @@ fn accept(peers: Peers, ports: Ports) -> Rule {
 
 fn only_peer(part: &str) -> Peer {
     let policy = good_policy(&policy(&format!("{{ingress: [{{from: [{part}]}}]}}")));
-    match policy.ingress.unwrap().remove(0).peers {
+    match policy.ingress.expect("ingress rules").remove(0).peers {
         Peers::Of(mut peers) if peers.len() == 1 => peers.remove(0),
         other => panic!("{other:?}"),
     }
@@ -37,7 +37,7 @@ fn only_peer(part: &str) -> Peer {
 
 fn only_port(part: &str) -> PortMatch {
     let policy = good_policy(&policy(&format!("{{ingress: [{{ports: [{part}]}}]}}")));
-    match policy.ingress.unwrap().remove(0).ports {
+    match policy.ingress.expect("ingress rules").remove(0).ports {
         Ports::Of(mut ports) if ports.len() == 1 => ports.remove(0),
         other => panic!("{other:?}"),
     }
