@@ -5,6 +5,7 @@
 //! * [`agent`]: the agent under test, one per node; [`stage`]: a small lab with agents.
 //! * [`probe`]: who reaches whom; [`stream`]: what a long flow loses; [`frame`]: packets nobody would send.
 //! * [`matrix`]: all pods against all pods, compared with what should be.
+//! * [`random`] policies and what [`simulate`] says of them, for comparison with the kernel.
 //! * [`skip`]: tests that cannot run here say so.
 //!
 //! Everything a run makes lives in namespaces and one temporary directory with the run's own prefix. A keeper
@@ -22,6 +23,8 @@ pub mod matrix;
 pub mod netns;
 pub mod probe;
 pub mod program;
+pub mod random;
+pub mod simulate;
 pub mod skip;
 pub mod stage;
 pub mod stream;

@@ -3,7 +3,7 @@
 //! Every verdict shown is checked. The first wrong one ends the story with an error.
 
 pub(crate) mod cast;
-mod command;
+mod explain;
 mod latency;
 mod scene;
 
