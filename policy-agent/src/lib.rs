@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The binary `towpath`: the agent of a node, and the command line on the same code.
+//!
+//! What decides stands in `towpath-core`, what talks to the kernel in `towpath-dataplane`. Here they are wired.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod cli;

@@ -1,0 +1,99 @@
+//! What the graph thread answers: status and lists, made when somebody asks.
+
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use towpath_runtime::process::Memory;
+
+use super::event::Question;
+use super::graph::GraphThread;
+use super::metrics::gauge;
+use super::report::{self, Commits, EndpointCounts, EndpointState, Status};
+use super::views;
+
+impl GraphThread {
+    pub(super) fn answer(&self, question: Question) {
+        let (cluster, node) = (self.graph.cluster(), self.node.as_str());
+        match question {
+            Question::Status(to) => tell(to, self.status()),
+            Question::Endpoints(to) => tell(to, views::endpoints(cluster, node)),
+            Question::Policies(to) => tell(to, views::policies(cluster, node)),
+            Question::Classes(to) => tell(to, views::classes(&self.graph.tables())),
+            Question::Denied(to) => tell(to, self.denied.report()),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let now = Instant::now();
+        let cluster = self.graph.cluster();
+        let awaited: Vec<report::Awaited> = self
+            .parts
+            .readiness
+            .awaited()
+            .into_iter()
+            .map(|awaited| report::Awaited {
+                condition: awaited.condition.to_owned(),
+                reason: awaited.reason,
+            })
+            .collect();
+        let bridges = self.host.bridges.iter().map(|bridge| report::Bridge {
+            name: bridge.name.to_string(),
+            is_filtered: bridge.is_filtered,
+        });
+        let memory = Memory::read().unwrap_or_default();
+        Status {
+            node: self.node.clone(),
+            mode: "policy-only".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: now.duration_since(self.started).as_secs(),
+            enforced: awaited.is_empty(),
+            awaited,
+            in_sync: self.is_in_sync,
+            commits: Commits {
+                last_seconds_ago: self.last_commit.map(|at| now.duration_since(at).as_secs_f64()),
+                ..self.commits.clone()
+            },
+            latency: self.latencies.report(),
+            endpoints: views::endpoint_counts(cluster, &self.node),
+            policies: cluster.policies.len(),
+            classes: self.class_count(),
+            nodes: cluster.nodes.len(),
+            cluster_endpoints: cluster.endpoints.len(),
+            bridges: bridges.collect(),
+            denied: self.denied.counts(),
+            problems: self.problems.clone(),
+            memory: report::Memory {
+                resident_bytes: memory.resident,
+                peak_bytes: memory.peak,
+            },
+        }
+    }
+
+    /// Sets the metrics that are states, not events.
+    pub(super) fn set_gauges(&self) {
+        let metrics = &self.parts.metrics;
+        let cluster = self.graph.cluster();
+        let counts = views::endpoint_counts(cluster, &self.node);
+        for state in EndpointState::ALL {
+            metrics.set_endpoints(state.label(), count_of(counts, state));
+        }
+        metrics.cluster_endpoints.set(gauge(cluster.endpoints.len()));
+        metrics.policies.set(gauge(cluster.policies.len()));
+        metrics.classes.set(gauge(self.class_count()));
+    }
+}
+
+/// Who asked may have gone; then nobody is told.
+fn tell<T>(to: oneshot::Sender<T>, answer: T) {
+    drop(to.send(answer));
+}
+
+fn count_of(counts: EndpointCounts, state: EndpointState) -> usize {
+    match state {
+        EndpointState::Programmed => counts.programmed,
+        EndpointState::WaitingForInterface => counts.waiting_for_interface,
+        EndpointState::WaitingForNamespace => counts.waiting_for_namespace,
+        EndpointState::WaitingForAddress => counts.waiting_for_address,
+        EndpointState::Conflict => counts.conflict,
+    }
+}

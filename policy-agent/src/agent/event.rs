@@ -1,0 +1,52 @@
+//! What the graph thread receives. One bounded queue, so that who is too fast waits.
+
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use towpath_core::model::Update;
+use towpath_dataplane::nflog::DeniedPacket;
+
+use super::link::InterfaceChange;
+use super::report::{Class, Denied, Endpoint, Policy, Problem, Status};
+
+/// Events that may wait. Those of the source carry many changes each.
+pub(super) const QUEUE: usize = 64;
+
+/// An input of the graph thread.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The source has read something.
+    Source(SourceChange),
+    /// Interfaces changed.
+    Interfaces(InterfaceChange),
+    /// Packets were denied, and so many were not heard of.
+    Denied(Vec<DeniedPacket>, u64),
+    /// Somebody asks.
+    Ask(Question),
+    /// The agent is told to end.
+    End,
+    /// A thread of this name has panicked.
+    Panicked(&'static str),
+}
+
+/// What the source has read.
+#[derive(Debug)]
+pub(super) struct SourceChange {
+    pub(super) updates: Vec<Update>,
+    /// All faults that there are now.
+    pub(super) problems: Vec<Problem>,
+    /// Whether the source is in sync; else why not.
+    pub(super) sync: Result<(), String>,
+    /// When the change was noticed.
+    pub(super) at: Instant,
+}
+
+/// A question of the control socket. Who no longer waits for the answer has gone, which is no fault.
+#[derive(Debug)]
+pub(super) enum Question {
+    Status(oneshot::Sender<Status>),
+    Endpoints(oneshot::Sender<Vec<Endpoint>>),
+    Policies(oneshot::Sender<Vec<Policy>>),
+    Classes(oneshot::Sender<Vec<Class>>),
+    Denied(oneshot::Sender<Vec<Denied>>),
+}

@@ -1,0 +1,265 @@
+//! The main thread: owns the calculation graph, takes events, flushes, and answers questions.
+//!
+//! Nothing here waits for the kernel. A flush is made when the queue is empty, or 1 ms after the first event that it
+//! will contain; nothing is sent to the applier before the source is in sync and all interfaces have been seen.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::IpNet;
+use towpath_core::calc::CalcGraph;
+use towpath_runtime::liveness::Beat;
+use towpath_runtime::process::Memory;
+use towpath_runtime::readiness::{Condition, Readiness};
+use tracing::{debug, error, info, warn};
+
+use super::AgentError;
+use super::config::Config;
+use super::denied::DeniedFlows;
+use super::event::{Event, Question, SourceChange};
+use super::latency::Latencies;
+use super::link::{HostFacts, InterfaceChange, LinkControl};
+use super::metrics::{CommitResult, Metrics, Teller, gauge};
+use super::report::{self, Commits, EndpointState, Problem, Status};
+use super::views;
+
+/// Longest time that an event waits for others to join its flush.
+const COALESCE: Duration = Duration::from_millis(1);
+/// What only packets in flight could still read is removed so long after a flush.
+const COLLECT_AFTER: Duration = Duration::from_secs(1);
+/// How often denied flows are attributed, and counts for the metrics are made, at most.
+const TICK: Duration = Duration::from_secs(1);
+/// Arrival times that are kept of one flush; of more, the oldest ones are measured.
+const MOST_ARRIVALS: usize = 1_024;
+
+/// What the graph needs from its owner.
+pub(super) struct GraphParts {
+    pub(super) receiver: Receiver<Event>,
+    pub(super) applier: Applier,
+    pub(super) link: LinkControl,
+    pub(super) metrics: Metrics,
+    pub(super) readiness: Readiness,
+    /// Holds while the source is in sync.
+    pub(super) synced: Condition,
+    /// Holds once the first commit is done, and while commits work.
+    pub(super) committed: Condition,
+    pub(super) beat: Beat,
+}
+
+/// The graph and what is known around it.
+pub(super) struct GraphThread {
+    node: String,
+    max_failed_commits: u32,
+    parts: GraphParts,
+    graph: CalcGraph,
+    started: Instant,
+    gate: Gate,
+    /// Arrivals of the events that are not flushed yet, oldest first.
+    unflushed: Vec<Instant>,
+    /// Arrivals of the events of generations that are not committed yet.
+    in_flight: VecDeque<(u64, Vec<Instant>)>,
+    collect_at: Option<Instant>,
+    tick_at: Instant,
+    networks: Vec<IpNet>,
+    host: HostFacts,
+    problems: Vec<Problem>,
+    denied: DeniedFlows,
+    latencies: Latencies,
+    commits: Commits,
+    last_commit: Option<Instant>,
+    is_in_sync: bool,
+}
+
+/// What must have happened before the first commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Gate {
+    is_source_read: bool,
+    are_interfaces_seen: bool,
+}
+
+impl Gate {
+    fn is_open(self) -> bool {
+        self.is_source_read && self.are_interfaces_seen
+    }
+}
+
+impl GraphThread {
+    pub(super) fn new(config: &Config, parts: GraphParts, now: Instant) -> Self {
+        Self {
+            node: config.node.clone(),
+            max_failed_commits: config.max_failed_commits,
+            parts,
+            graph: CalcGraph::new(config.node.as_str()),
+            started: now,
+            gate: Gate::default(),
+            unflushed: Vec::new(),
+            in_flight: VecDeque::new(),
+            collect_at: None,
+            tick_at: now + TICK,
+            networks: Vec::new(),
+            host: HostFacts::default(),
+            problems: Vec::new(),
+            denied: DeniedFlows::new(config.denied_flows_kept),
+            latencies: Latencies::default(),
+            commits: Commits::default(),
+            last_commit: None,
+            is_in_sync: false,
+        }
+    }
+
+    /// Works until it is told to end, or until commits fail too often.
+    pub(super) fn run(mut self) -> Result<(), AgentError> {
+        loop {
+            let now = Instant::now();
+            self.parts.beat.beat(now);
+            match self.parts.receiver.recv_timeout(self.until_wake(now)) {
+                Ok(event) => {
+                    if self.take(event)? {
+                        return Ok(());
+                    }
+                    if self.drain()? {
+                        return Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            self.flush();
+            self.tick(Instant::now());
+        }
+    }
+
+    fn until_wake(&self, now: Instant) -> Duration {
+        let due = self.collect_at.map_or(self.tick_at, |at| at.min(self.tick_at));
+        due.saturating_duration_since(now).min(self.parts.beat.interval())
+    }
+
+    /// Takes what else is there, until the queue is empty or the flush is due. True at the end.
+    fn drain(&mut self) -> Result<bool, AgentError> {
+        let until = Instant::now() + COALESCE;
+        while Instant::now() < until {
+            let Ok(event) = self.parts.receiver.try_recv() else { break };
+            if self.take(event)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes one event; true when it is the end.
+    fn take(&mut self, event: Event) -> Result<bool, AgentError> {
+        match event {
+            Event::Source(change) => self.take_source(change),
+            Event::Interfaces(change) => self.take_interfaces(change),
+            Event::Applied(applied) => self.take_applied(applied)?,
+            Event::Denied(packets, lost) => {
+                let now = SystemTime::now();
+                for packet in &packets {
+                    self.parts.metrics.count_denied(self.denied.add(packet, now), 1);
+                }
+                self.parts.metrics.denied_lost.inc_by(lost);
+            }
+            Event::Ask(question) => self.answer(question),
+            Event::End(_) => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn take_source(&mut self, change: SourceChange) {
+        let SourceChange { updates, problems, sync, at } = change;
+        self.count(Teller::Source, updates.len(), at);
+        for update in updates {
+            self.graph.apply(update);
+        }
+        self.problems = problems;
+        self.is_in_sync = sync.is_ok();
+        match sync {
+            Ok(()) => {
+                self.gate.is_source_read = true;
+                if self.parts.synced.met() {
+                    info!("the source is in sync");
+                }
+            }
+            Err(reason) => {
+                if self.parts.synced.unmet(reason.as_str()) {
+                    warn!(reason, "the source is not in sync; what is in force stays in force");
+                }
+            }
+        }
+    }
+
+    fn take_interfaces(&mut self, change: InterfaceChange) {
+        let InterfaceChange { updates, host, at } = change;
+        self.count(Teller::Interfaces, updates.len(), at);
+        for update in updates {
+            self.graph.apply(update);
+        }
+        if let Some(host) = host {
+            self.parts.applier.set_host(&host);
+            self.host = host;
+        }
+        self.gate.are_interfaces_seen = true;
+    }
+
+    fn count(&mut self, teller: Teller, updates: usize, at: Instant) {
+        if updates == 0 {
+            return;
+        }
+        self.parts.metrics.count_events(teller, updates);
+        if self.unflushed.len() < MOST_ARRIVALS {
+            self.unflushed.push(at);
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.gate.is_open() || (self.unflushed.is_empty() && self.commits.wanted_generation > 0) {
+            return;
+        }
+        let started = Instant::now();
+        let delta = self.graph.flush();
+        self.parts.metrics.flush_seconds.observe(started.elapsed().as_secs_f64());
+        let arrivals = std::mem::take(&mut self.unflushed);
+        self.tell_networks();
+        // The first generation is sent even when it is empty: it closes what is unknown.
+        if delta.phases.is_empty() && self.commits.wanted_generation > 0 {
+            return;
+        }
+        self.send(delta, arrivals);
+        self.collect_at = Some(Instant::now() + COLLECT_AFTER);
+    }
+
+    fn send(&mut self, delta: Delta, arrivals: Vec<Instant>) {
+        self.commits.wanted_generation += 1;
+        let generation = self.commits.wanted_generation;
+        debug!(generation, phases = delta.phases.len(), "tables change");
+        self.in_flight.push_back((generation, arrivals));
+        self.parts.applier.submit(generation, delta);
+    }
+
+    /// The pod networks of this node decide which interfaces are pods'.
+    fn tell_networks(&mut self) {
+        let node = self.graph.cluster().nodes.get(self.node.as_str());
+        let networks = node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        if networks != self.networks {
+            self.parts.link.set_networks(networks.clone());
+            self.networks = networks;
+        }
+    }
+
+    /// What is due by the clock.
+    fn tick(&mut self, now: Instant) {
+        if self.collect_at.is_some_and(|at| at <= now) && self.unflushed.is_empty() {
+            self.collect_at = None;
+            let delta = self.graph.collect();
+            if !delta.phases.is_empty() {
+                self.send(delta, Vec::new());
+            }
+        }
+        if self.tick_at <= now {
+            self.tick_at = now + TICK;
+            self.denied.attribute(self.graph.cluster(), now);
+            self.set_gauges();
+        }
+    }
+}

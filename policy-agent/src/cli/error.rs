@@ -1,0 +1,76 @@
+//! Why a command failed, and the exit status that says so.
+
+use std::io;
+use std::process::ExitCode;
+
+use towpath_runtime::config::ConfigError;
+use towpath_runtime::logs::LogError;
+
+use super::client::ClientError;
+use crate::agent::AgentError;
+
+/// Exit status of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done,
+    /// Failed, or a difference was found.
+    Failed,
+    /// Wrong usage or configuration.
+    Usage,
+    /// The kernel lacks a feature.
+    Unsupported,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Unsupported => 3,
+        })
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The arguments make no sense together.
+    #[error("{0}")]
+    Usage(String),
+    /// The command did what it should, and the answer is a failure.
+    #[error("{0}")]
+    Failed(String),
+    /// The configuration has faults.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Logs cannot be set up.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The result cannot be written.
+    #[error("cannot write the result")]
+    Output(#[from] io::Error),
+    /// The agent cannot be asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The agent ended.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl CommandError {
+    /// The exit status for it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) | Self::Config(_) | Self::Log(_) => Exit::Usage,
+            Self::Agent(error) if error.is_unsupported() => Exit::Unsupported,
+            Self::Failed(_) | Self::Output(_) | Self::Client(_) | Self::Agent(_) => Exit::Failed,
+        }
+    }
+
+    /// Whether the reader of our output has gone: that is his right, and no error.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}

@@ -1,0 +1,256 @@
+//! `towpath explain`: why a connection is allowed or denied, tier by tier, in both directions.
+
+mod record;
+mod text;
+
+use std::net::IpAddr;
+
+use clap::Args;
+use smol_str::SmolStr;
+use towpath_core::evaluate::{Evaluator, Flow};
+use towpath_core::model::{Cluster, Direction, Endpoint, Protocol};
+
+use self::record::{FlowRecord, Record};
+use super::arguments::{End, Service, SourceLocation};
+use super::error::{CommandError, Exit};
+use super::output::{Format, Output};
+use super::placeholder::Placeholders;
+use super::{OutputArguments, remark, world};
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ExplainArguments {
+    /// Where manifests come from, as file:DIR.
+    #[arg(long, env = "TOWPATH_SOURCE")]
+    source: SourceLocation,
+    /// Who connects: NAMESPACE/POD or an IP address.
+    #[arg(long)]
+    from: End,
+    /// To whom: NAMESPACE/POD or an IP address, after Service translation.
+    #[arg(long)]
+    to: End,
+    /// What is tried: 80/tcp, a port name of the destination, or a protocol such as icmp.
+    #[arg(long)]
+    port: Service,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Exit status 0 whatever the verdict: the question was answered.
+pub(super) fn run(arguments: &ExplainArguments) -> Result<Exit, CommandError> {
+    let mut cluster = world::load(&arguments.source)?;
+    if Placeholders::default().fill(&mut cluster) > 0 {
+        remark("towpath: endpoints without an address are judged under addresses of 198.18.0.0/15");
+    }
+    let flows = flows(&cluster, &arguments.from, &arguments.to, &arguments.port)?;
+    let evaluator = Evaluator::new(&cluster);
+    let mut output = Output::stdout(arguments.output.format);
+    if arguments.output.format == Format::Table {
+        for flow in &flows {
+            text::print(arguments, &evaluator, flow, &mut output)?;
+        }
+    } else {
+        let records = flows
+            .iter()
+            .map(|flow| FlowRecord::new(&evaluator, flow))
+            .collect();
+        output.value(&Record::new(arguments, records))?;
+    }
+    output.flush()?;
+    Ok(Exit::Done)
+}
+
+/// The flows that the question means: one per address family that both ends have, and one per number of a named
+/// port.
+fn flows(
+    cluster: &Cluster,
+    from: &End,
+    to: &End,
+    service: &Service,
+) -> Result<Vec<Flow>, CommandError> {
+    let (sources, destinations) = (addresses(cluster, from)?, addresses(cluster, to)?);
+    let services = services(cluster, to, service)?;
+    let mut flows = Vec::new();
+    for source in &sources {
+        for destination in destinations
+            .iter()
+            .filter(|to| to.is_ipv4() == source.is_ipv4())
+        {
+            flows.extend(services.iter().map(|(protocol, port)| Flow {
+                source: *source,
+                destination: *destination,
+                protocol: *protocol,
+                port: *port,
+            }));
+        }
+    }
+    if flows.is_empty() {
+        return Err(CommandError::Failed(format!(
+            "{from} and {to} share no address family"
+        )));
+    }
+    Ok(flows)
+}
+
+/// The first address of each family; an endpoint's further ones are judged alike.
+fn addresses(cluster: &Cluster, end: &End) -> Result<Vec<IpAddr>, CommandError> {
+    let (namespace, name) = match end {
+        End::Address(address) => return Ok(vec![*address]),
+        End::Endpoint { namespace, name } => (namespace, name),
+    };
+    let endpoint = find(cluster, namespace, name)?;
+    let first = |is_v4| {
+        endpoint
+            .addresses
+            .iter()
+            .copied()
+            .find(|a| a.is_ipv4() == is_v4)
+    };
+    let addresses: Vec<IpAddr> = [true, false].into_iter().filter_map(first).collect();
+    if addresses.is_empty() {
+        return Err(CommandError::Failed(format!("{end} has no address")));
+    }
+    if endpoint.host_network {
+        remark(&format!(
+            "towpath: {end} is on the host network: it is judged as its node"
+        ));
+    } else if !endpoint.is_workload() {
+        remark(&format!(
+            "towpath: {end} has finished: its address may be another's"
+        ));
+    }
+    Ok(addresses)
+}
+
+fn find<'a>(
+    cluster: &'a Cluster,
+    namespace: &SmolStr,
+    name: &SmolStr,
+) -> Result<&'a Endpoint, CommandError> {
+    let is_it =
+        |endpoint: &&Endpoint| endpoint.id.namespace == *namespace && endpoint.id.name == *name;
+    cluster.endpoints.values().find(is_it).ok_or_else(|| {
+        CommandError::Failed(format!(
+            "there is no pod or workload endpoint {namespace}/{name}"
+        ))
+    })
+}
+
+/// Protocol numbers and ports of a service; a named port may stand for several.
+fn services(
+    cluster: &Cluster,
+    to: &End,
+    service: &Service,
+) -> Result<Vec<(u8, Option<u16>)>, CommandError> {
+    let (protocol, name) = match service {
+        Service::Port(protocol, port) => return Ok(vec![(protocol.number(), Some(*port))]),
+        Service::Protocol(number) => return Ok(vec![(*number, None)]),
+        Service::Named(protocol, name) => (protocol, name),
+    };
+    let endpoint = match to {
+        End::Endpoint { namespace, name } => find(cluster, namespace, name)?,
+        End::Address(address) => cluster
+            .endpoints
+            .values()
+            .find(|endpoint| endpoint.is_workload() && endpoint.addresses.contains(address))
+            .ok_or_else(|| {
+                CommandError::Failed(format!("{to} is no pod, so it has no port names"))
+            })?,
+    };
+    let is_meant = |known: Protocol| protocol.is_none_or(|wanted| wanted == known);
+    let mut found: Vec<(u8, Option<u16>)> = endpoint
+        .ports
+        .iter()
+        .filter(|port| port.name.as_ref() == Some(name) && is_meant(port.protocol))
+        .map(|port| (port.protocol.number(), Some(port.number)))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() {
+        return Err(CommandError::Failed(format!(
+            "{to} declares no port named {service}"
+        )));
+    }
+    Ok(found)
+}
+
+/// Both directions in the order of the packet.
+const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::tests::Captured;
+    use crate::cli::world::tests::{DATABASE_POLICY, SHOP, cluster};
+
+    fn arguments(from: &str, to: &str, port: &str) -> ExplainArguments {
+        ExplainArguments {
+            source: "file:unused".parse().unwrap(),
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+            port: port.parse().unwrap(),
+            output: OutputArguments {
+                format: Format::Table,
+            },
+        }
+    }
+
+    fn explained(from: &str, port: &str) -> String {
+        let cluster = cluster(&format!("{SHOP}---\n{DATABASE_POLICY}"));
+        let arguments = arguments(from, "shop/db", port);
+        let flows = flows(&cluster, &arguments.from, &arguments.to, &arguments.port).unwrap();
+        let evaluator = Evaluator::new(&cluster);
+        let captured = Captured::default();
+        let mut output = captured.output(Format::Table);
+        for flow in &flows {
+            text::print(&arguments, &evaluator, flow, &mut output).unwrap();
+        }
+        captured.text()
+    }
+
+    #[test]
+    fn a_denial_names_the_tier_the_policies_and_the_near_misses() {
+        insta::assert_snapshot!(explained("shop/cron", "5432/tcp"));
+    }
+
+    #[test]
+    fn both_families_of_an_allowed_flow_are_explained() {
+        insta::assert_snapshot!(explained("shop/web", "sql"));
+    }
+
+    #[test]
+    fn the_record_names_the_deciding_rule() {
+        let cluster = cluster(&format!("{SHOP}---\n{DATABASE_POLICY}"));
+        let arguments = arguments("shop/web", "10.0.0.2", "5432/tcp");
+        let flows = flows(&cluster, &arguments.from, &arguments.to, &arguments.port).unwrap();
+        let evaluator = Evaluator::new(&cluster);
+
+        let records = flows
+            .iter()
+            .map(|flow| FlowRecord::new(&evaluator, flow))
+            .collect();
+
+        let record = serde_json::to_value(Record::new(&arguments, records)).unwrap();
+        assert_eq!(record["verdict"], "allow");
+        let expected = serde_json::json!({
+            "tier": "NetworkPolicy",
+            "policies": ["NetworkPolicy shop/db"],
+            "rule": 0,
+            "ruleName": null,
+            "action": "Accept",
+        });
+        assert_eq!(record["flows"][0]["directions"][1]["deciding"], expected);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_an_error() {
+        let cluster = cluster(SHOP);
+        for (from, port) in [("shop/nobody", "80/tcp"), ("shop/web", "http")] {
+            let arguments = arguments(from, "shop/db", port);
+
+            let error =
+                flows(&cluster, &arguments.from, &arguments.to, &arguments.port).unwrap_err();
+
+            assert_eq!(error.exit(), Exit::Failed, "{error}");
+        }
+    }
+}

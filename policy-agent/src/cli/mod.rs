@@ -1,0 +1,216 @@
+//! The command line.
+//!
+//! Data goes to standard output, remarks and logs to standard error. Exit status: 0 done, 1 failed or a difference
+//! was found, 2 wrong usage or configuration, 3 the kernel lacks a feature.
+
+pub mod arguments;
+mod client;
+mod completions;
+mod error;
+mod explain;
+mod get;
+mod output;
+mod placeholder;
+mod simulate;
+mod status;
+mod text;
+mod world;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use self::arguments::SourceLocation;
+pub use self::error::{CommandError, Exit};
+use self::output::{Format, Output};
+use crate::agent;
+use crate::agent::config::{Config, DEFAULT_SOCKET, Flags, NftBackend};
+
+/// Network policy for the network you already have.
+#[derive(Debug, Parser)]
+#[command(
+    name = "towpath",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enforces policy on this node until it is told to stop; the rules stay.
+    Agent(AgentArguments),
+    /// Says why a connection is allowed or denied: tier by tier, object and rule.
+    Explain(explain::ExplainArguments),
+    /// Judges every pair of pods and every declared port; with --with, what a change would change.
+    Simulate(simulate::SimulateArguments),
+    /// Shows whether the agent of this node enforces, and what it awaits.
+    Status(status::StatusArguments),
+    /// Lists what the agent of this node has.
+    Get(get::GetArguments),
+    /// Prints the completion script of a shell.
+    Completions(completions::CompletionsArguments),
+    /// Prints the manual page.
+    Man,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Args)]
+struct OutputArguments {
+    /// Format of the result.
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    format: Format,
+}
+
+/// Where a running agent is.
+#[derive(Clone, Debug, Args)]
+struct SocketArguments {
+    /// Control socket of the agent.
+    #[arg(long, env = "TOWPATH_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+struct AgentArguments {
+    /// Name of this node, as manifests have it [variable: `TOWPATH_NODE`].
+    #[arg(long)]
+    node: Option<String>,
+    /// Where manifests come from, as file:DIR [variable: `TOWPATH_SOURCE`].
+    #[arg(long)]
+    source: Option<SourceLocation>,
+    /// Configuration file in YAML; variables and flags override it.
+    #[arg(long, value_name = "FILE", env = "TOWPATH_CONFIG")]
+    config: Option<PathBuf>,
+    /// Control socket [variable: `TOWPATH_SOCKET`].
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Directory of what must outlive the agent [variable: `TOWPATH_STATE_DIRECTORY`].
+    #[arg(long = "state-dir", value_name = "DIR")]
+    state_directory: Option<PathBuf>,
+    /// Serve /metrics here; a bare port is loopback [variable: `TOWPATH_METRICS`].
+    #[arg(long, value_name = "ADDR", value_parser = towpath_runtime::http::parse_listen_address)]
+    metrics: Option<std::net::SocketAddr>,
+    /// Serve /livez and /readyz here; a bare port is loopback [variable: `TOWPATH_HEALTH`].
+    #[arg(long, value_name = "ADDR", value_parser = towpath_runtime::http::parse_listen_address)]
+    health: Option<std::net::SocketAddr>,
+    /// How transactions reach the kernel [variable: `TOWPATH_NFT_BACKEND`].
+    #[arg(long, value_enum)]
+    nft_backend: Option<NftBackend>,
+    /// Bridge whose ports are pods; may be repeated [variable: `TOWPATH_POD_BRIDGES`].
+    #[arg(long = "pod-bridge", value_name = "NAME")]
+    pod_bridges: Vec<towpath_core::model::InterfaceName>,
+    /// Log lines as JSON [variable: `TOWPATH_LOG_FORMAT`].
+    #[arg(long)]
+    log_json: bool,
+    /// Log level, or target=level pairs [variable: `TOWPATH_LOG`].
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl AgentArguments {
+    fn config(self) -> Result<Config, CommandError> {
+        let flags = Flags {
+            node: self.node,
+            source: self.source,
+            socket: self.socket,
+            state_directory: self.state_directory,
+            metrics: self.metrics,
+            health: self.health,
+            nft_backend: self.nft_backend,
+            pod_bridges: self.pod_bridges,
+            log_format: self
+                .log_json
+                .then_some(towpath_runtime::logs::LogFormat::Json),
+            log: self.log,
+        };
+        let variable = |name: &str| std::env::var(name).ok();
+        Ok(Config::load(self.config.as_deref(), variable, flags)?)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) if error.is_broken_pipe() => Exit::Done.into(),
+        Err(error) => {
+            report(&error);
+            error.exit().into()
+        }
+    }
+}
+
+/// Help and version are results; everything else that clap says is a fault of usage.
+fn usage(error: &clap::Error) -> ExitCode {
+    let is_printed = error.print().is_ok();
+    let exit = if error.use_stderr() || !is_printed {
+        Exit::Usage
+    } else {
+        Exit::Done
+    };
+    exit.into()
+}
+
+fn run(command: Command) -> Result<Exit, CommandError> {
+    match command {
+        Command::Agent(arguments) => run_agent(arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Get(arguments) => get::run(&arguments),
+        Command::Completions(arguments) => completions::print(
+            &arguments,
+            &mut Cli::command(),
+            Output::stdout(Format::Table),
+        ),
+        Command::Man => completions::manual(Cli::command(), Output::stdout(Format::Table)),
+    }
+}
+
+fn run_agent(arguments: AgentArguments) -> Result<Exit, CommandError> {
+    let config = arguments.config()?;
+    towpath_runtime::logs::start(config.log_format, &config.log)?;
+    Err(CommandError::Failed("not wired yet".to_owned()))
+}
+
+/// Prints an error with its causes, once.
+fn report(error: &dyn std::error::Error) {
+    let mut text = format!("towpath: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    remark(&text);
+}
+
+/// A remark for the user. When nobody can read it there is nobody to tell.
+fn remark(text: &str) {
+    writeln!(io::stderr(), "{text}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,145 @@
+//! `towpath uninstall`: removes everything that an agent of this host ever changed. Needs no cluster.
+
+use std::fs;
+use std::io::{self, BufRead, ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use towpath_dataplane::link::{BridgeNetfilter, Interface, Scanner};
+
+use super::error::{CommandError, Exit};
+use super::output::{Format, Output};
+use super::{OutputArguments, SocketArguments, client};
+use crate::agent::config::DEFAULT_STATE_DIRECTORY;
+use crate::agent::state::StateDirectory;
+use crate::applier;
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct UninstallArguments {
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Directory in which the agent recorded what it changed.
+    #[arg(
+        long = "state-dir",
+        env = "TOWPATH_STATE_DIRECTORY",
+        default_value = DEFAULT_STATE_DIRECTORY,
+        value_name = "DIR"
+    )]
+    state_directory: PathBuf,
+    #[command(flatten)]
+    socket: SocketArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// One thing that was undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Done {
+    /// `removed`, `restored` or `absent`.
+    action: &'static str,
+    object: String,
+}
+
+impl Done {
+    fn new(action: &'static str, object: impl Into<String>) -> Self {
+        Self { action, object: object.into() }
+    }
+}
+
+pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> {
+    let socket = &arguments.socket.socket;
+    if client::is_served(socket) {
+        let text = format!("an agent runs and serves {}; stop it first", socket.display());
+        return Err(CommandError::Failed(text));
+    }
+    confirm(arguments.yes)?;
+    // The lock also refuses while an agent runs under another socket.
+    let has_state = arguments.state_directory.exists();
+    let state = StateDirectory::open(&arguments.state_directory)?;
+    let mut done = remove_tables()?;
+    done.extend(restore_bridges(&state)?);
+    state.remove()?;
+    if has_state {
+        let path = arguments.state_directory.display();
+        done.push(Done::new("removed", format!("state directory {path}")));
+    }
+    done.extend(remove_socket(socket)?);
+    let mut output = Output::stdout(arguments.output.format);
+    print(&done, &mut output)?;
+    output.flush()?;
+    Ok(Exit::Done)
+}
+
+/// Asks on a terminal; elsewhere the flag is needed.
+fn confirm(is_confirmed: bool) -> Result<(), CommandError> {
+    if is_confirmed {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        let text = "uninstall opens this node; give --yes to confirm".to_owned();
+        return Err(CommandError::Usage(text));
+    }
+    write!(io::stderr(), "remove all rules of towpath from this node, which opens it? [y/N] ")?;
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(CommandError::Failed("nothing was changed".to_owned()))
+}
+
+fn remove_tables() -> Result<Vec<Done>, CommandError> {
+    let removed = applier::uninstall()?;
+    if removed.is_empty() {
+        return Ok(vec![Done::new("absent", "tables")]);
+    }
+    Ok(removed.into_iter().map(|table| Done::new("removed", format!("table {table}"))).collect())
+}
+
+/// Gives bridges that still exist the settings from before.
+fn restore_bridges(state: &StateDirectory) -> Result<Vec<Done>, CommandError> {
+    let recorded: Vec<(&str, BridgeNetfilter)> = state.bridges().collect();
+    if recorded.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut scanner = Scanner::open()?;
+    let interfaces = scanner.discover()?.interfaces;
+    let mut done = Vec::new();
+    for (name, before) in recorded {
+        let is_it = |interface: &&Interface| interface.is_bridge() && interface.name == name;
+        match interfaces.iter().find(is_it) {
+            Some(bridge) => {
+                scanner.set_bridge_netfilter(bridge.index, before)?;
+                done.push(Done::new("restored", format!("netfilter settings of bridge {name}")));
+            }
+            None => done.push(Done::new("absent", format!("bridge {name}"))),
+        }
+    }
+    Ok(done)
+}
+
+/// Removes a socket that nobody serves, and its directory when that is empty.
+fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
+    match fs::remove_file(socket) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CommandError::Output(error)),
+    }
+    if socket == Path::new(crate::agent::config::DEFAULT_SOCKET)
+        && let Some(directory) = socket.parent()
+    {
+        fs::remove_dir(directory).ok();
+    }
+    Ok(Some(Done::new("removed", format!("socket {}", socket.display()))))
+}
+
+fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
+    if output.format() != Format::Table {
+        return output.value(&done);
+    }
+    done.iter().try_for_each(|done| output.line(&format!("{} {}", done.action, done.object)))
+}

@@ -1,0 +1,68 @@
+//! Manifests as the state of a cluster, for commands that need no agent.
+
+use towpath_core::model::Cluster;
+
+use super::arguments::SourceLocation;
+use super::error::CommandError;
+
+pub(super) fn load(_source: &SourceLocation) -> Result<Cluster, CommandError> {
+    Ok(Cluster::default())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use towpath_api::Outcome;
+    use towpath_core::model::{Cluster, Update};
+
+    /// The state that manifests describe; all must be good.
+    pub(crate) fn cluster(manifests: &str) -> Cluster {
+        let mut cluster = Cluster::default();
+        for document in towpath_api::read("test.yaml", manifests.as_bytes()) {
+            match document.outcome {
+                Outcome::Object { object, .. } => cluster.apply(Update::Upsert(object)),
+                outcome => panic!("not an object: {outcome:?}"),
+            };
+        }
+        cluster
+    }
+
+    /// A front end, a back end with two ports and both families, and a bystander.
+    pub(crate) const SHOP: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: web, namespace: shop, labels: { app: web } }
+spec: { containers: [ { name: c, image: i } ] }
+status: { podIPs: [ { ip: 10.0.0.1 }, { ip: "fd00::1" } ] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: db, namespace: shop, labels: { app: db } }
+spec:
+  containers:
+  - { name: c, image: i, ports: [ { name: sql, containerPort: 5432 }, { containerPort: 53, protocol: UDP } ] }
+status: { podIPs: [ { ip: 10.0.0.2 }, { ip: "fd00::2" } ] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: cron, namespace: shop, labels: { app: cron } }
+spec: { containers: [ { name: c, image: i } ] }
+status: { podIPs: [ { ip: 10.0.0.3 } ] }
+"#;
+
+    /// Only the front end may reach the back end, and only its database; over IPv6 everybody may.
+    pub(crate) const DATABASE_POLICY: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: db, namespace: shop }
+spec:
+  podSelector: { matchLabels: { app: db } }
+  ingress:
+  - from: [ { podSelector: { matchLabels: { app: web } } } ]
+    ports: [ { port: sql } ]
+  - from: [ { ipBlock: { cidr: "fd00::/8" } } ]
+"#;
+}
