@@ -25,6 +25,7 @@ mod explain;
 mod index;
 mod matching;
 mod reason;
+mod record;
 mod walk;
 
 use std::net::IpAddr;

@@ -10,13 +10,15 @@ mod build;
 mod coverage;
 mod probe;
 mod random;
+mod row;
 mod strategy;
 
 use crate::model::Action;
 
 pub use build::{LOCAL_NODE, difference};
-pub use coverage::{Coverage, Row};
+pub use coverage::Coverage;
 pub use probe::Probe;
+pub use row::Row;
 pub use strategy::{sample, world};
 
 /// A small cluster, described by small numbers.

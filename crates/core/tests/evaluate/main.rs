@@ -1,0 +1,14 @@
+//! The evaluator against the specification, case by case; each flow is tried in both address families.
+
+#[cfg(test)]
+mod closed;
+#[cfg(test)]
+mod cluster_network_policy;
+#[cfg(test)]
+mod explain;
+#[cfg(test)]
+mod lab;
+#[cfg(test)]
+mod network_policy;
+#[cfg(test)]
+mod random;
