@@ -11,4 +11,6 @@ mod lab;
 #[cfg(test)]
 mod network_policy;
 #[cfg(test)]
+mod ports;
+#[cfg(test)]
 mod random;
