@@ -4,12 +4,20 @@
 //! commits a transaction as one batch, all or nothing.
 
 pub mod backend;
+mod batch;
+mod decode;
 pub mod delta_tracker;
+mod encode;
+mod expression;
+mod field;
+pub mod netlink;
 pub mod object;
 pub mod transaction;
+mod uapi;
 
 pub use backend::{Backend, CommitError};
 pub use delta_tracker::DeltaTracker;
+pub use netlink::{Features, NetlinkBackend, TableState};
 pub use object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,
     MatchOperand, Name, NameError, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table,

@@ -1,0 +1,281 @@
+//! The kernel's messages back into our nouns.
+//!
+//! What we could not have made (a set of another type, a foreign expression) decodes to `None`: our tables are ours
+//! alone, and whoever compares sees that something is missing. No length or number in a message is trusted.
+
+use super::batch::NFGENMSG;
+use super::encode::hook_number;
+use super::field::Bytes;
+use super::object::{
+    BaseChain, Chain, ChainKind, Element, ElementValue, Family, FieldType, Hook, MapData, Name,
+    RuleVerdict, SetKey, SetSpec, Table, TableFlags, Value,
+};
+use super::uapi::{
+    LIST_ELEM, NFNL_SUBSYS_NFTABLES, NFPROTO_BRIDGE, NFPROTO_INET, chain, data, element, message,
+    set, table,
+};
+use crate::link::wire::{Attributes, Message, array_at, text};
+
+/// A decoded message.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Decoded {
+    /// A table.
+    Table(Table, TableFlags),
+    /// A chain of a table.
+    Chain(Table, Chain),
+    /// A named set of a table.
+    Set(Table, SetSpec),
+    /// Some elements of a set; ranges come as two.
+    Elements(Vec<RawElement>),
+}
+
+/// An element as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RawElement {
+    key: Vec<u8>,
+    value: Option<ElementValue>,
+    is_end: bool,
+}
+
+/// Decodes a message about an object.
+pub(super) fn message(received: &Message<'_>) -> Option<Decoded> {
+    let [subsystem, kind] = received.kind.to_be_bytes();
+    if u16::from(subsystem) != NFNL_SUBSYS_NFTABLES {
+        return None;
+    }
+    let family = match received.payload.first()? {
+        &NFPROTO_INET => Family::Inet,
+        &NFPROTO_BRIDGE => Family::Bridge,
+        _ => return None,
+    };
+    let attributes = Attributes(received.payload.get(NFGENMSG..)?);
+    match kind {
+        message::NEWTABLE => decode_table(family, attributes),
+        message::NEWCHAIN => decode_chain(family, attributes),
+        message::NEWSET => decode_set(family, attributes),
+        message::NEWSETELEM | message::DELSETELEM => decode_elements(attributes),
+        _ => None,
+    }
+}
+
+/// The number in a generation message.
+pub(super) fn generation(attributes: &[u8]) -> Option<u32> {
+    const NFTA_GEN_ID: u16 = 1;
+    be32(find(Attributes(attributes), NFTA_GEN_ID)?)
+}
+
+fn decode_table(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
+    let name = name(find(attributes.clone(), table::NAME)?)?;
+    let flags = be32(find(attributes, table::FLAGS)?)?;
+    let flags = TableFlags {
+        owner: flags & table::F_OWNER != 0,
+        persist: flags & table::F_PERSIST != 0,
+    };
+    Some(Decoded::Table(Table { family, name }, flags))
+}
+
+fn decode_chain(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
+    let of = name(find(attributes.clone(), chain::TABLE)?)?;
+    let chain_name = name(find(attributes.clone(), chain::NAME)?)?;
+    let base = match find(attributes, chain::HOOK) {
+        None => None,
+        Some(hook) => Some(decode_hook(Attributes(hook))?),
+    };
+    Some(Decoded::Chain(
+        Table { family, name: of },
+        Chain {
+            name: chain_name,
+            base,
+        },
+    ))
+}
+
+fn decode_hook(attributes: Attributes<'_>) -> Option<BaseChain> {
+    let number = be32(find(attributes.clone(), chain::HOOK_NUMBER)?)?;
+    let hooks = [
+        Hook::Prerouting,
+        Hook::Input,
+        Hook::Forward,
+        Hook::Output,
+        Hook::Postrouting,
+    ];
+    Some(BaseChain {
+        kind: ChainKind::Filter,
+        hook: hooks
+            .into_iter()
+            .find(|hook| hook_number(*hook) == number)?,
+        priority: be32(find(attributes, chain::HOOK_PRIORITY)?)?.cast_signed(),
+    })
+}
+
+fn decode_set(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
+    let number = |kind| be32(find(attributes.clone(), kind)?);
+    let of = name(find(attributes.clone(), set::TABLE)?)?;
+    let flags = number(set::FLAGS).unwrap_or(0);
+    if flags & !(set::F_INTERVAL | set::F_MAP) != 0 {
+        return None;
+    }
+    let data = match (flags & set::F_MAP != 0, number(set::DATA_TYPE)) {
+        (false, _) => None,
+        (true, Some(set::DATA_VERDICT)) => Some(MapData::Verdict),
+        (true, Some(kind)) if kind == FieldType::ClassId.id() => Some(MapData::ClassId),
+        (true, _) => return None,
+    };
+    let size = find(attributes.clone(), set::DESC)
+        .and_then(|desc| be32(find(Attributes(desc), set::DESC_SIZE)?))
+        .unwrap_or(0);
+    let spec = SetSpec {
+        name: name(find(attributes.clone(), set::NAME)?)?,
+        key: key_fields(number(set::KEY_TYPE)?)?,
+        data,
+        interval: flags & set::F_INTERVAL != 0,
+        size,
+    };
+    Some(Decoded::Set(Table { family, name: of }, spec))
+}
+
+/// The fields of a key from nft's type number.
+fn key_fields(mut number: u32) -> Option<Vec<FieldType>> {
+    let mut fields = Vec::new();
+    while number != 0 {
+        let id = number & ((1 << set::TYPE_BITS) - 1);
+        fields.push(FieldType::ALL.into_iter().find(|field| field.id() == id)?);
+        number >>= set::TYPE_BITS;
+    }
+    fields.reverse();
+    (!fields.is_empty()).then_some(fields)
+}
+
+fn decode_elements(attributes: Attributes<'_>) -> Option<Decoded> {
+    let list = find(attributes, element::LIST_ELEMENTS).unwrap_or_default();
+    let elements: Option<Vec<RawElement>> = Attributes(list)
+        .filter(|(kind, _)| *kind == LIST_ELEM)
+        .map(|(_, attributes)| raw_element(Attributes(attributes)))
+        .collect();
+    Some(Decoded::Elements(elements?))
+}
+
+fn raw_element(attributes: Attributes<'_>) -> Option<RawElement> {
+    let key = find(attributes.clone(), element::KEY)?;
+    let key = find(Attributes(key), data::VALUE)?.to_vec();
+    let flags = match find(attributes.clone(), element::FLAGS) {
+        None => 0,
+        Some(flags) => be32(flags)?,
+    };
+    let value = match find(attributes, element::DATA) {
+        None => None,
+        Some(value) => Some(element_value(Attributes(value))?),
+    };
+    Some(RawElement {
+        key,
+        value,
+        is_end: flags & element::F_INTERVAL_END != 0,
+    })
+}
+
+fn element_value(mut attributes: Attributes<'_>) -> Option<ElementValue> {
+    match attributes.next()? {
+        (data::VALUE, bytes) => Some(ElementValue::ClassId(u32::from_ne_bytes(
+            bytes.try_into().ok()?,
+        ))),
+        (data::VERDICT, attributes) => Some(ElementValue::Verdict(decode_verdict(Attributes(
+            attributes,
+        ))?)),
+        _ => None,
+    }
+}
+
+/// A verdict with its chain.
+pub(super) fn decode_verdict(attributes: Attributes<'_>) -> Option<RuleVerdict> {
+    let code = be32(find(attributes.clone(), data::VERDICT_CODE)?)?.cast_signed();
+    let chain = || name(find(attributes, data::VERDICT_CHAIN)?);
+    Some(match code {
+        data::ACCEPT => RuleVerdict::Accept,
+        data::DROP => RuleVerdict::Drop,
+        data::RETURN => RuleVerdict::Return,
+        data::CONTINUE => RuleVerdict::Continue,
+        data::JUMP => RuleVerdict::Jump(chain()?),
+        data::GOTO => RuleVerdict::Goto(chain()?),
+        _ => return None,
+    })
+}
+
+/// The elements of a set, sorted by key. `None` when one is not of the set's type.
+pub(super) fn elements(
+    spec: &SetSpec,
+    raw: impl Iterator<Item = RawElement>,
+) -> Option<Vec<Element>> {
+    let mut elements = match (spec.interval, spec.key.as_slice()) {
+        (true, [field]) => ranges(*field, raw)?,
+        (true, _) => return None,
+        (false, fields) => raw
+            .map(|raw| {
+                Some(Element {
+                    key: SetKey::Exact(exact_key(fields, &raw.key)?),
+                    value: raw.value,
+                })
+            })
+            .collect::<Option<Vec<_>>>()?,
+    };
+    elements.sort_unstable_by(|left, right| left.key.cmp(&right.key));
+    Some(elements)
+}
+
+fn exact_key(fields: &[FieldType], mut bytes: &[u8]) -> Option<Vec<Value>> {
+    let mut values = Vec::with_capacity(fields.len());
+    for field in fields {
+        let length = field.shape().length();
+        values.push(field.shape().value(bytes.get(..length)?)?);
+        let padded = if fields.len() == 1 {
+            length
+        } else {
+            length.next_multiple_of(4)
+        };
+        bytes = bytes.get(padded..)?;
+    }
+    bytes.is_empty().then_some(values)
+}
+
+/// Joins starts and ends. A start without an end reaches the end of the space.
+fn ranges(field: FieldType, raw: impl Iterator<Item = RawElement>) -> Option<Vec<Element>> {
+    let shape = field.shape();
+    let mut raw: Vec<RawElement> = raw.collect();
+    raw.sort_by(|left, right| (&left.key, !left.is_end).cmp(&(&right.key, !right.is_end)));
+    let mut ranges = Vec::new();
+    let mut raw = raw.into_iter().peekable();
+    while let Some(start) = raw.next() {
+        if start.is_end {
+            // nft begins a set with an end at zero.
+            continue;
+        }
+        let first = shape.value(&start.key)?;
+        let last = match raw.next_if(|next| next.is_end) {
+            Some(end) => bounded(&end.key)?.predecessor()?,
+            None => bounded(&start.key)?.last(),
+        };
+        let last = shape.value(last.as_slice())?;
+        ranges.push(Element {
+            key: SetKey::Range(first, last),
+            value: start.value,
+        });
+    }
+    Some(ranges)
+}
+
+fn bounded(key: &[u8]) -> Option<Bytes> {
+    (key.len() <= super::field::MAX_VALUE).then(|| Bytes::new(key))
+}
+
+pub(super) fn find<'a>(mut attributes: Attributes<'a>, kind: u16) -> Option<&'a [u8]> {
+    attributes
+        .find(|(found, _)| *found == kind)
+        .map(|(_, value)| value)
+}
+
+pub(super) fn be32(value: &[u8]) -> Option<u32> {
+    array_at(value, 0).map(u32::from_be_bytes)
+}
+
+pub(super) fn name(value: &[u8]) -> Option<Name> {
+    text(value).parse().ok()
+}

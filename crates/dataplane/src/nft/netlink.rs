@@ -1,0 +1,535 @@
+//! The first backend: transactions as one netlink batch each.
+//!
+//! The kernel handles a batch inside `send`, so all answers are there when it returns, and nothing here ever waits.
+//! The socket is also the owner of the tables that it made with the owner flag: keep it for the life of the agent.
+
+use std::fmt;
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::backend::{Backend, CommitError};
+use super::batch::{Batch, NFGENMSG};
+use super::decode::{self, Decoded};
+use super::encode::{Encoder, family_number};
+use super::object::{Chain, Element, Family, Name, SetSpec, Table, TableFlags};
+use super::transaction::{Operation, Transaction};
+use super::uapi::{NETLINK_NETFILTER, chain, element, message, set, table};
+use crate::link::wire::{
+    HEADER, Message, Messages, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, i32_at, u32_at,
+};
+
+/// A batch is one datagram: room for 200,000 elements, taken by the kernel only while it is in flight.
+const SEND_BUFFER: usize = 64 * 1024 * 1024;
+/// Room for one error per operation of a large batch.
+const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
+/// The kernel fills at most 32 KiB per datagram of a dump.
+const DATAGRAM: usize = 64 * 1024;
+/// Batches keep this much memory between commits.
+const KEPT_BUFFER: usize = 256 * 1024;
+/// How often a dump starts again because somebody committed meanwhile.
+const DUMP_ATTEMPTS: u32 = 5;
+
+/// What the kernel can do with tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// A table can belong to a socket (kernel 5.12+).
+    pub owner: bool,
+    /// An owned table can outlive its socket and be adopted (kernel 6.9+).
+    pub persist: bool,
+}
+
+impl Features {
+    /// The flags with which tables are made here: owned and persistent, or plain. Never owned alone: such a table
+    /// would die with the agent.
+    pub fn table_flags(self) -> TableFlags {
+        let both = self.owner && self.persist;
+        TableFlags {
+            owner: both,
+            persist: both,
+        }
+    }
+}
+
+/// What the kernel says of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableState {
+    /// Its flags. An orphan of an earlier run has `persist` without `owner`.
+    pub flags: TableFlags,
+}
+
+/// A netlink socket for nftables, of the network namespace of the thread that opened it.
+pub struct NetlinkBackend {
+    socket: Socket,
+    batch: Batch,
+    /// First sequence number of each operation of the batch.
+    starts: Vec<u32>,
+    receive: Vec<u8>,
+}
+
+impl fmt::Debug for NetlinkBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetlinkBackend")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer of the kernel to one message.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    sequence: u32,
+    errno: i32,
+}
+
+impl NetlinkBackend {
+    /// Opens the socket.
+    pub fn open() -> Result<Self, CommitError> {
+        let mut socket =
+            Socket::new(NETLINK_NETFILTER).map_err(transport("open a netlink socket"))?;
+        socket
+            .bind_auto()
+            .map_err(transport("bind a netlink socket"))?;
+        socket
+            .set_non_blocking(true)
+            .map_err(transport("set up a netlink socket"))?;
+        // Without it an error repeats the whole message that it is about.
+        socket
+            .set_cap_ack(true)
+            .map_err(transport("set up a netlink socket"))?;
+        setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).map_err(|error| {
+            transport("enlarge a netlink buffer (needs CAP_NET_ADMIN)")(error.into())
+        })?;
+        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(|error| {
+            transport("enlarge a netlink buffer (needs CAP_NET_ADMIN)")(error.into())
+        })?;
+        Ok(Self {
+            socket,
+            batch: Batch::default(),
+            starts: Vec::new(),
+            receive: vec![0; DATAGRAM],
+        })
+    }
+
+    /// Tries which table flags the kernel knows, with a table that the same batch deletes.
+    pub fn probe_features(&mut self) -> Result<Features, CommitError> {
+        let owner = self.accepts(TableFlags {
+            owner: true,
+            persist: false,
+        })?;
+        let persist = self.accepts(TableFlags {
+            owner: true,
+            persist: true,
+        })?;
+        Ok(Features { owner, persist })
+    }
+
+    fn accepts(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
+        let name: Name = "towpath_probe".parse().expect("a good name");
+        let table = Table {
+            family: Family::Inet,
+            name,
+        };
+        let operations = vec![
+            Operation::AddTable(table.clone(), flags),
+            Operation::DeleteTable(table),
+        ];
+        match self.commit(&Transaction { operations }) {
+            Ok(()) => Ok(true),
+            Err(CommitError::Refused { source, .. })
+                if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Commits all operations or none, provided that the ruleset is still of this generation.
+    pub fn commit_at(
+        &mut self,
+        transaction: &Transaction,
+        generation: u32,
+    ) -> Result<(), CommitError> {
+        self.commit_batch(transaction, Some(generation))
+    }
+
+    /// Generation of the ruleset: every commit of anybody in this namespace raises it.
+    pub fn generation(&mut self) -> Result<u32, CommitError> {
+        self.batch.clear();
+        self.batch.start_nft(message::GETGEN, 0, 0);
+        self.batch.finish();
+        let mut generation = None;
+        self.exchange("read the generation", |message| {
+            generation = decode::generation(message.payload.get(NFGENMSG..)?);
+            Some(())
+        })?;
+        generation.ok_or_else(|| malformed("read the generation"))
+    }
+
+    /// What the kernel says of a table; `None` when it is not there.
+    pub fn table_state(&mut self, table: &Table) -> Result<Option<TableState>, CommitError> {
+        self.batch.clear();
+        self.batch
+            .start_nft(message::GETTABLE, 0, family_number(table.family));
+        self.batch.text(table::NAME, table.name.as_str());
+        self.batch.finish();
+        let mut state = None;
+        let found = self.exchange("read a table", |message| {
+            if let Some(Decoded::Table(_, flags)) = decode::message(message) {
+                state = Some(TableState { flags });
+            }
+            Some(())
+        });
+        match found {
+            Ok(()) => Ok(state),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The sets of a table that we could have made, without the anonymous ones.
+    pub fn sets(&mut self, table: &Table) -> Result<Vec<SetSpec>, CommitError> {
+        let table_name = table.name.clone();
+        self.dump(
+            "list sets",
+            |batch| {
+                batch.start_nft(message::GETSET, NLM_F_DUMP, family_number(table.family));
+                batch.text(set::TABLE, table_name.as_str());
+            },
+            |decoded| match decoded {
+                Decoded::Set(of, spec) if of.name == table.name => Some(spec),
+                _ => None,
+            },
+        )
+    }
+
+    /// The chains of a table that we could have made.
+    pub fn chains(&mut self, table: &Table) -> Result<Vec<Chain>, CommitError> {
+        self.dump(
+            "list chains",
+            |batch| {
+                batch.start_nft(message::GETCHAIN, NLM_F_DUMP, family_number(table.family));
+                batch.text(chain::TABLE, table.name.as_str());
+            },
+            |decoded| match decoded {
+                Decoded::Chain(of, chain) if of.name == table.name => Some(chain),
+                _ => None,
+            },
+        )
+    }
+
+    /// One set of a table; `None` when it is not there.
+    pub fn set(&mut self, table: &Table, name: &Name) -> Result<Option<SetSpec>, CommitError> {
+        self.batch.clear();
+        self.batch
+            .start_nft(message::GETSET, 0, family_number(table.family));
+        self.batch.text(set::TABLE, table.name.as_str());
+        self.batch.text(set::NAME, name.as_str());
+        self.batch.finish();
+        let mut spec = None;
+        let found = self.exchange("read a set", |message| {
+            if let Some(Decoded::Set(_, found)) = decode::message(message) {
+                spec = Some(found);
+            }
+            Some(())
+        });
+        match found {
+            Ok(()) => Ok(spec),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn commit_batch(
+        &mut self,
+        transaction: &Transaction,
+        generation: Option<u32>,
+    ) -> Result<(), CommitError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        self.encode(transaction, generation)?;
+        let result = self.send_batch(transaction);
+        self.batch.shrink_to(KEPT_BUFFER);
+        result
+    }
+
+    fn encode(
+        &mut self,
+        transaction: &Transaction,
+        generation: Option<u32>,
+    ) -> Result<(), CommitError> {
+        self.batch.clear();
+        self.starts.clear();
+        self.batch.begin(generation);
+        let mut encoder = Encoder::new(&mut self.batch);
+        for (index, operation) in transaction.operations.iter().enumerate() {
+            self.starts.push(encoder.batch.sequence().wrapping_add(1));
+            encoder
+                .operation(operation)
+                .map_err(|error| CommitError::Refused {
+                    operation: describe(operation),
+                    index,
+                    source: io::Error::new(io::ErrorKind::InvalidInput, error.0),
+                })?;
+        }
+        self.batch.end();
+        Ok(())
+    }
+
+    fn send_batch(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        self.drain();
+        match self
+            .socket
+            .send_to(self.batch.bytes(), &SocketAddr::new(0, 0), 0)
+        {
+            Ok(_) => {}
+            Err(error) if is_transient(error.raw_os_error()) => {
+                return Err(CommitError::Again(error));
+            }
+            Err(error) => return Err(transport("send a batch")(error)),
+        }
+        match self.first_answer()? {
+            Answer { errno: 0, .. } => Ok(()),
+            answer => Err(self.explain(answer, transaction)),
+        }
+    }
+
+    /// Reads all answers to the batch: the first error, else the acknowledgement of the last message.
+    fn first_answer(&mut self) -> Result<Answer, CommitError> {
+        let mut acknowledged = None;
+        let mut refused: Option<Answer> = None;
+        let mut trouble = None;
+        loop {
+            let length = match receive(&self.socket, &mut self.receive) {
+                Ok(Some(length)) => length,
+                Ok(None) => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    trouble = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(transport("read a netlink answer")(error)),
+            };
+            for message in Messages(self.receive.get(..length).unwrap_or_default()) {
+                let Some(answer) = error_answer(&message) else {
+                    continue;
+                };
+                if answer.errno == 0 {
+                    acknowledged = Some(answer);
+                } else if refused.is_none_or(|first| answer.sequence < first.sequence) {
+                    refused = Some(answer);
+                }
+            }
+        }
+        match (refused, trouble, acknowledged) {
+            (Some(answer), _, _) | (None, None, Some(answer)) => Ok(answer),
+            (None, Some(error), _) => Err(CommitError::Again(error)),
+            (None, None, None) => Err(malformed("read the answer to a batch")),
+        }
+    }
+
+    fn explain(&self, answer: Answer, transaction: &Transaction) -> CommitError {
+        let source = io::Error::from_raw_os_error(answer.errno);
+        // Errors of the whole batch carry the number of its first message.
+        let following = self
+            .starts
+            .partition_point(|start| *start <= answer.sequence);
+        if is_transient(Some(answer.errno)) || following == 0 {
+            return CommitError::Again(source);
+        }
+        let index = following - 1;
+        let operation = transaction
+            .operations
+            .get(index)
+            .map(describe)
+            .unwrap_or_default();
+        CommitError::Refused {
+            operation,
+            index,
+            source,
+        }
+    }
+
+    /// Throws away what an exchange that was given up left.
+    fn drain(&mut self) {
+        loop {
+            match receive(&self.socket, &mut self.receive) {
+                Ok(Some(_)) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Sends the message that is in the batch and hands each message of the answer to `each`.
+    fn exchange(
+        &mut self,
+        action: &'static str,
+        mut each: impl FnMut(&Message<'_>) -> Option<()>,
+    ) -> Result<(), CommitError> {
+        self.drain();
+        self.socket
+            .send_to(self.batch.bytes(), &SocketAddr::new(0, 0), 0)
+            .map_err(transport(action))?;
+        let mut is_interrupted = false;
+        while let Some(length) =
+            receive(&self.socket, &mut self.receive).map_err(transport(action))?
+        {
+            for message in Messages(self.receive.get(..length).unwrap_or_default()) {
+                is_interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.kind {
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        let errno = i32_at(message.payload, 0).unwrap_or(0).saturating_neg();
+                        if errno == 0 && !is_interrupted {
+                            return Ok(());
+                        }
+                        let error = if errno == 0 { libc::EINTR } else { errno };
+                        return Err(answer_error(action, error));
+                    }
+                    _ => each(&message).ok_or_else(|| malformed(action))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists objects; starts again when somebody committed meanwhile.
+    fn dump<T>(
+        &mut self,
+        action: &'static str,
+        request: impl Fn(&mut Batch),
+        mut pick: impl FnMut(Decoded) -> Option<T>,
+    ) -> Result<Vec<T>, CommitError> {
+        let mut found = Vec::new();
+        for _ in 1..DUMP_ATTEMPTS {
+            found.clear();
+            self.batch.clear();
+            request(&mut self.batch);
+            self.batch.finish();
+            let result = self.exchange(action, |message| {
+                found.extend(decode::message(message).and_then(&mut pick));
+                Some(())
+            });
+            match result {
+                Err(CommitError::Again(error)) if error.raw_os_error() == Some(libc::EINTR) => {}
+                result => return result.map(|()| found),
+            }
+        }
+        Err(CommitError::Again(io::Error::from_raw_os_error(
+            libc::EINTR,
+        )))
+    }
+}
+
+impl Backend for NetlinkBackend {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        self.commit_batch(transaction, None)
+    }
+
+    fn has_table(&mut self, table: &Table) -> Result<bool, CommitError> {
+        Ok(self.table_state(table)?.is_some())
+    }
+
+    fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError> {
+        let Some(spec) = self.set(table, set)? else {
+            return Ok(None);
+        };
+        let action = "list the elements of a set";
+        let parts = self.dump(
+            action,
+            |batch| {
+                batch.start_nft(message::GETSETELEM, NLM_F_DUMP, family_number(table.family));
+                batch.text(element::LIST_TABLE, table.name.as_str());
+                batch.text(element::LIST_SET, set.as_str());
+            },
+            |decoded| match decoded {
+                Decoded::Elements(elements) => Some(elements),
+                _ => None,
+            },
+        );
+        match parts {
+            Ok(parts) => decode::elements(&spec, parts.into_iter().flatten())
+                .map(Some)
+                .ok_or_else(|| malformed(action)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Reads one datagram; `None` when there is none.
+fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        let mut window = &mut *buffer;
+        match socket.recv_from(&mut window, 0) {
+            // Only the kernel may answer.
+            Ok((length, sender)) if sender.port_number() == 0 => return Ok(Some(length)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads an error or acknowledgement: the error number, then the header of the message that it is about.
+fn error_answer(message: &Message<'_>) -> Option<Answer> {
+    if message.kind != NLMSG_ERROR {
+        return None;
+    }
+    let errno = i32_at(message.payload, 0)?.saturating_neg();
+    let about = message.payload.get(4..4 + HEADER)?;
+    Some(Answer {
+        sequence: u32_at(about, 8)?,
+        errno,
+    })
+}
+
+/// Whether the kernel was short of something, or somebody committed in between.
+fn is_transient(errno: Option<i32>) -> bool {
+    matches!(
+        errno.map(Errno::from_raw),
+        Some(Errno::EINTR | Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ERESTART)
+    )
+}
+
+fn answer_error(action: &'static str, errno: i32) -> CommitError {
+    let source = io::Error::from_raw_os_error(errno);
+    if is_transient(Some(errno)) {
+        CommitError::Again(source)
+    } else {
+        CommitError::Transport { action, source }
+    }
+}
+
+fn is_absent(error: &CommitError) -> bool {
+    matches!(error, CommitError::Transport { source, .. } if source.raw_os_error() == Some(libc::ENOENT))
+}
+
+fn malformed(action: &'static str) -> CommitError {
+    CommitError::Transport {
+        action,
+        source: io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the kernel's answer is not understood",
+        ),
+    }
+}
+
+fn transport(action: &'static str) -> impl FnOnce(io::Error) -> CommitError {
+    move |source| CommitError::Transport { action, source }
+}
+
+/// An operation for an error message, shortened.
+fn describe(operation: &Operation) -> String {
+    const MOST: usize = 200;
+    let text = format!("{operation:?}");
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
