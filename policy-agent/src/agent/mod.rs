@@ -18,6 +18,7 @@ mod metrics;
 mod nflog;
 pub mod report;
 mod server;
+mod source;
 pub mod state;
 mod thread;
 mod views;

@@ -130,22 +130,24 @@ pub struct DeniedCount {
     pub packets: u64,
 }
 
-/// A fault of a manifest.
+/// A fault of a manifest, as `towpath lint` prints it too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
+    /// `error`: the object is not in force as written. `warning`: it is, and probably means something else.
+    pub severity: String,
     /// File.
     pub file: String,
-    /// Line, from 1.
-    pub line: Option<u64>,
+    /// Line, from 1; 0 is the file as a whole.
+    pub line: u32,
     /// The object, as far as it is known.
     pub object: Option<String>,
+    /// The field.
+    pub path: Option<String>,
     /// What is wrong.
     pub message: String,
     /// What to do.
     pub advice: String,
-    /// What is in force meanwhile.
-    pub effect: String,
 }
 
 /// Memory of the agent's process.

@@ -7,9 +7,15 @@ use super::AgentError;
 use super::event::Event;
 
 /// Tells the graph when its thread panics: the agent then ends, with the rules in place.
-struct Guard {
+pub(super) struct Guard {
     name: &'static str,
     sender: SyncSender<Event>,
+}
+
+impl Guard {
+    pub(super) fn new(name: &'static str, sender: SyncSender<Event>) -> Self {
+        Self { name, sender }
+    }
 }
 
 impl Drop for Guard {
@@ -27,7 +33,7 @@ pub(super) fn spawn(
     sender: SyncSender<Event>,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, AgentError> {
-    let guard = Guard { name, sender };
+    let guard = Guard::new(name, sender);
     let body = move || {
         let _guard = guard;
         body();

@@ -5,7 +5,7 @@ use clap::Args;
 use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, Output};
 use super::{OutputArguments, SocketArguments, client};
-use crate::agent::report::Status;
+use crate::agent::report::{Problem, Status};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct StatusArguments {
@@ -42,27 +42,24 @@ fn print(status: &Status, output: &mut Output) -> Result<(), CommandError> {
     if !status.problems.is_empty() {
         output.heading("PROBLEMS")?;
         for problem in &status.problems {
-            let line = problem
-                .line
-                .map(|line| format!(":{line}"))
-                .unwrap_or_default();
-            let object = problem
-                .object
-                .as_deref()
-                .map(|o| format!("{o}: "))
-                .unwrap_or_default();
-            output.line(&format!(
-                "  {}{line}: {object}{}",
-                problem.file, problem.message
-            ))?;
-            for (name, text) in [("in force", &problem.effect), ("advice", &problem.advice)] {
-                if !text.is_empty() {
-                    output.line(&format!("    {name}: {text}"))?;
-                }
-            }
+            output.line(&format!("  {}", problem_text(problem)))?;
         }
     }
     Ok(())
+}
+
+fn problem_text(problem: &Problem) -> String {
+    let line = if problem.line == 0 {
+        String::new()
+    } else {
+        format!(":{}", problem.line)
+    };
+    let mut text = format!("{}{line}: {}: ", problem.file, problem.severity);
+    for part in [&problem.object, &problem.path].into_iter().flatten() {
+        text.push_str(part);
+        text.push_str(": ");
+    }
+    text + &problem.message + "; " + &problem.advice
 }
 
 fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {

@@ -4,9 +4,29 @@ use towpath_core::model::Cluster;
 
 use super::arguments::SourceLocation;
 use super::error::CommandError;
+use super::remark;
+use crate::source::{self, Detail, Loaded, SourceState};
 
-pub(super) fn load(_source: &SourceLocation) -> Result<Cluster, CommandError> {
-    Ok(Cluster::default())
+/// Reads everything that is there. What is wrong is said on standard error, and the rest is used.
+pub(super) fn load(source: &SourceLocation) -> Result<Cluster, CommandError> {
+    let Loaded {
+        cluster,
+        findings,
+        state,
+        ..
+    } = source::load(source.directory(), Detail::Problems);
+    for finding in &findings {
+        remark(&format!("towpath: {finding}"));
+    }
+    if let SourceState::NotInSync { reason } = state {
+        if cluster == Cluster::default() {
+            return Err(CommandError::Failed(format!(
+                "cannot read {source}: {reason}"
+            )));
+        }
+        remark(&format!("towpath: {source} is incomplete: {reason}"));
+    }
+    Ok(cluster)
 }
 
 #[cfg(test)]
