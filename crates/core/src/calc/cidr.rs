@@ -1,0 +1,156 @@
+//! Blocks with holes, refined into disjoint blocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+
+use super::compile::MatcherId;
+
+/// First and last address of a block as numbers, and its family.
+fn bounds(network: &IpNet) -> (bool, u128, u128) {
+    match network {
+        IpNet::V4(net) => (
+            false,
+            u128::from(u32::from(net.network())),
+            u128::from(u32::from(net.broadcast())),
+        ),
+        IpNet::V6(net) => (true, u128::from(net.network()), u128::from(net.broadcast())),
+    }
+}
+
+/// Number of an address, and its family.
+fn number(address: IpAddr) -> (bool, u128) {
+    match address {
+        IpAddr::V4(address) => (false, u128::from(u32::from(address))),
+        IpAddr::V6(address) => (true, u128::from(address)),
+    }
+}
+
+/// A stretch of addresses of one family that meet the same matchers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    is_v6: bool,
+    first: u128,
+    last: u128,
+    /// The matchers, sorted.
+    pub(super) matchers: Vec<MatcherId>,
+}
+
+impl Piece {
+    /// The piece as blocks.
+    pub(super) fn networks(&self) -> Vec<IpNet> {
+        if self.is_v6 {
+            let subnets =
+                Ipv6Subnets::new(Ipv6Addr::from(self.first), Ipv6Addr::from(self.last), 0);
+            return subnets.map(IpNet::V6).collect();
+        }
+        let address = |number: u128| {
+            Ipv4Addr::from(u32::try_from(number).expect("bounds of an IPv4 block fit 32 bits"))
+        };
+        Ipv4Subnets::new(address(self.first), address(self.last), 0)
+            .map(IpNet::V4)
+            .collect()
+    }
+}
+
+/// Disjoint pieces, sorted, each with at least one matcher.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Partition {
+    pieces: Vec<Piece>,
+}
+
+impl Partition {
+    /// Refines blocks (with holes), each of a matcher.
+    pub(super) fn new<'a>(
+        blocks: impl Iterator<Item = (MatcherId, &'a IpNet, &'a [IpNet])>,
+    ) -> Self {
+        // At a position, matchers whose level changes: +1 for a block, minus much for a hole.
+        let mut changes: BTreeMap<(bool, u128), Vec<(MatcherId, i64)>> = BTreeMap::new();
+        const HOLE: i64 = 1 << 32;
+        for (matcher, cidr, except) in blocks {
+            let mut edge = |network: &IpNet, weight: i64| {
+                let (is_v6, first, last) = bounds(network);
+                changes
+                    .entry((is_v6, first))
+                    .or_default()
+                    .push((matcher, weight));
+                if let Some(next) = last.checked_add(1) {
+                    changes
+                        .entry((is_v6, next))
+                        .or_default()
+                        .push((matcher, -weight));
+                }
+            };
+            edge(cidr, 1);
+            except.iter().for_each(|hole| edge(hole, -HOLE));
+        }
+        let mut levels: BTreeMap<MatcherId, i64> = BTreeMap::new();
+        let mut inside: BTreeSet<MatcherId> = BTreeSet::new();
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut family = false;
+        let positions: Vec<(bool, u128)> = changes.keys().copied().collect();
+        for (index, position) in positions.iter().enumerate() {
+            if position.0 != family {
+                family = position.0;
+                levels.clear();
+                inside.clear();
+            }
+            for (matcher, weight) in &changes[position] {
+                let level = levels.entry(*matcher).or_default();
+                *level += weight;
+                if *level > 0 {
+                    inside.insert(*matcher)
+                } else {
+                    inside.remove(matcher)
+                };
+            }
+            let maximum = if family {
+                u128::MAX
+            } else {
+                u128::from(u32::MAX)
+            };
+            let last = match positions.get(index + 1) {
+                Some(next) if next.0 == family => next.1 - 1,
+                _ => maximum,
+            };
+            if inside.is_empty() || position.1 > maximum {
+                continue;
+            }
+            let matchers: Vec<MatcherId> = inside.iter().copied().collect();
+            match pieces.last_mut() {
+                Some(piece)
+                    if piece.is_v6 == family
+                        && piece.last.checked_add(1) == Some(position.1)
+                        && piece.matchers == matchers =>
+                {
+                    piece.last = last;
+                }
+                _ => pieces.push(Piece {
+                    is_v6: family,
+                    first: position.1,
+                    last,
+                    matchers,
+                }),
+            }
+        }
+        Self { pieces }
+    }
+
+    /// The pieces, sorted.
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The matchers of an address.
+    pub(super) fn matchers(&self, address: IpAddr) -> &[MatcherId] {
+        let (is_v6, position) = number(address);
+        let after = self
+            .pieces
+            .partition_point(|piece| (piece.is_v6, piece.first) <= (is_v6, position));
+        match after.checked_sub(1).map(|index| &self.pieces[index]) {
+            Some(piece) if piece.is_v6 == is_v6 && position <= piece.last => &piece.matchers,
+            _ => &[],
+        }
+    }
+}
