@@ -5,3 +5,5 @@
 
 pub mod agent;
 pub mod cli;
+pub mod lint;
+pub mod source;

@@ -1,0 +1,261 @@
+//! Which manifest files a directory holds, and how to tell that one changed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Files in one source.
+pub(super) const FILES: usize = 100_000;
+/// Nesting of directories.
+const DEPTH: usize = 32;
+/// Time stamps of files are only as fine as the kernel's clock tick; within this time two writes may look alike.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Whether a file of this name is read: `*.yaml`, `*.yml` and `*.json`, without those that editors and tools hide.
+pub fn is_manifest(path: &Path) -> bool {
+    let is_hidden = path
+        .file_name()
+        .is_none_or(|name| matches!(name.as_encoded_bytes(), [b'.' | b'#', ..] | [.., b'~']));
+    let has_extension = path
+        .extension()
+        .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json");
+    has_extension && !is_hidden
+}
+
+/// Device and inode.
+pub(super) type Identity = (u64, u64);
+
+/// What a file looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Signature {
+    identity: Identity,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Signature {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            identity: (metadata.dev(), metadata.ino()),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether a write right after this look could leave the same signature.
+    pub(super) fn is_recent(&self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.changed;
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds))
+        else {
+            return true;
+        };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        // A clock that jumped back makes everything recent, which costs only a read.
+        now.duration_since(changed).is_ok_and(|age| age < TICK) || changed > now
+    }
+}
+
+/// What a walk found.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// Manifest files by name.
+    pub(super) files: BTreeMap<Arc<str>, Signature>,
+    /// Directories, the root included.
+    pub(super) directories: BTreeMap<PathBuf, Identity>,
+    /// Directories and files that could not be looked at. Nothing below them is known to be gone.
+    pub(super) unreadable: Vec<(PathBuf, String)>,
+    /// Files whose names are no text.
+    pub(super) unnamed: Vec<PathBuf>,
+    /// There are more files than [`FILES`].
+    pub(super) is_too_large: bool,
+}
+
+/// Walks a directory. `on_directory` is called before a directory is listed, so that a watch set there misses
+/// nothing. Symbolic links are followed, each directory once.
+pub(super) fn walk(root: &Path, on_directory: &mut dyn FnMut(&Path)) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    let mut visited = HashSet::new();
+    let metadata = fs::metadata(root)?;
+    if !metadata.is_dir() {
+        return Err(io::Error::from(io::ErrorKind::NotADirectory));
+    }
+    let identity = (metadata.dev(), metadata.ino());
+    visited.insert(identity);
+    on_directory(root);
+    let entries = list(root)?;
+    listing.directories.insert(root.to_path_buf(), identity);
+    visit(entries, 1, &mut visited, &mut listing, on_directory);
+    Ok(listing)
+}
+
+/// The entries of a directory in the order of their names.
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn visit(
+    entries: Vec<PathBuf>,
+    depth: usize,
+    visited: &mut HashSet<Identity>,
+    listing: &mut Listing,
+    on_directory: &mut dyn FnMut(&Path),
+) {
+    for path in entries {
+        let is_hidden = path
+            .file_name()
+            .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if is_hidden || (path.extension().is_some() && !is_manifest(&path) && !path.is_dir()) {
+            continue;
+        }
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            // Gone since it was listed, or a link to nowhere: not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                listing.unreadable.push((path, error.to_string()));
+                continue;
+            }
+        };
+        if metadata.is_dir() {
+            visit_directory(path, &metadata, depth, visited, listing, on_directory);
+        } else if metadata.is_file() && is_manifest(&path) {
+            if listing.files.len() >= FILES {
+                listing.is_too_large = true;
+                return;
+            }
+            match path.to_str() {
+                Some(name) => {
+                    listing.files.insert(name.into(), Signature::of(&metadata));
+                }
+                None => listing.unnamed.push(path),
+            }
+        }
+    }
+}
+
+fn visit_directory(
+    path: PathBuf,
+    metadata: &Metadata,
+    depth: usize,
+    visited: &mut HashSet<Identity>,
+    listing: &mut Listing,
+    on_directory: &mut dyn FnMut(&Path),
+) {
+    let identity = (metadata.dev(), metadata.ino());
+    // A link back to a directory above, or a second way to one that is read already.
+    if !visited.insert(identity) {
+        return;
+    }
+    if depth >= DEPTH {
+        listing.unreadable.push((
+            path,
+            format!("directories are nested more than {DEPTH} deep"),
+        ));
+        return;
+    }
+    on_directory(&path);
+    match list(&path) {
+        Ok(entries) => {
+            listing.directories.insert(path, identity);
+            visit(entries, depth + 1, visited, listing, on_directory);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => listing.unreadable.push((path, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn manifests_are_told_by_their_names() {
+        for name in ["a.yaml", "d/b.yml", "c.json", "x.y.yaml"] {
+            assert!(is_manifest(Path::new(name)), "{name}");
+        }
+        for name in [
+            ".a.yaml",
+            "..data",
+            "a.yaml~",
+            "#a.yaml#",
+            ".a.yaml.swp",
+            "a.yaml.bak",
+            "yaml",
+            "4913",
+            "a.YAML",
+        ] {
+            assert!(!is_manifest(Path::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn links_are_followed_once_and_hidden_directories_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for directory in ["sub", "..2026", ".git"] {
+            fs::create_dir(path(directory)).unwrap();
+        }
+        for file in [
+            "a.yaml",
+            "sub/b.yaml",
+            "..2026/c.yaml",
+            ".git/d.yaml",
+            "note.txt",
+        ] {
+            fs::write(path(file), "").unwrap();
+        }
+        symlink("..2026", path("..data")).unwrap();
+        symlink("..data/c.yaml", path("c.yaml")).unwrap();
+        symlink("..", path("sub/loop")).unwrap();
+        symlink("sub", path("zub")).unwrap();
+        symlink("nowhere", path("lost.yaml")).unwrap();
+
+        let mut directories = Vec::new();
+        let listing = walk(root.path(), &mut |path| {
+            directories.push(path.to_path_buf())
+        })
+        .unwrap();
+
+        let names: Vec<_> = listing
+            .files
+            .keys()
+            .map(|name| PathBuf::from(&**name))
+            .collect();
+        assert_eq!(names, [path("a.yaml"), path("c.yaml"), path("sub/b.yaml")]);
+        assert_eq!(directories, [root.path().to_path_buf(), path("sub")]);
+        assert_eq!(listing.unreadable.len(), 0);
+    }
+
+    #[test]
+    fn a_root_that_is_not_there_is_an_error() {
+        let root = tempfile::tempdir().unwrap();
+
+        let error = walk(&root.path().join("gone"), &mut |_| {}).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_directory_nested_too_deep_is_not_taken_for_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join(vec!["d"; DEPTH + 1].join("/"));
+        fs::create_dir_all(&deep).unwrap();
+
+        let listing = walk(root.path(), &mut |_| {}).unwrap();
+
+        assert_eq!(listing.unreadable.len(), 1);
+    }
+}

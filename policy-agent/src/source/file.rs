@@ -1,0 +1,371 @@
+//! A directory of manifests as a source.
+//!
+//! [`FileSource::load`] reads it once, for the command line; [`FileSource::watch`] follows it on a thread, for the
+//! agent. Per file only what is needed to recognise a change is kept; texts and objects are not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use towpath_api::Place;
+use towpath_core::model::{Cluster, ObjectKey, Update};
+
+use super::directory::{self, Identity, Listing, Signature};
+use super::finding::Finding;
+use super::ledger::{FileChange, Ledger, OBJECTS};
+use super::read::{Content, FILE_BYTES, ReadFile, Seen, read_all};
+use super::watch::{self, WatchHandle};
+use super::{Batch, SourceState, is_manifest};
+
+/// Findings in one batch.
+const FINDINGS: usize = 1_000;
+
+/// What a source reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Errors and warnings.
+    Problems,
+    /// Notes as well.
+    Everything,
+}
+
+/// A directory of `*.yaml`, `*.yml` and `*.json` files, with its subdirectories.
+#[derive(Debug)]
+pub struct FileSource {
+    root: PathBuf,
+    ledger: Ledger,
+    files: BTreeMap<Arc<str>, Known>,
+    /// Device and inode of the root when it was last read.
+    identity: Option<Identity>,
+    state: SourceState,
+    /// What was wrong with the directory when it was last walked.
+    trouble: Option<String>,
+    /// Files that are there and cannot be read, with the reason.
+    unreadable: BTreeMap<Arc<str>, String>,
+    /// Findings about the directory itself.
+    findings: Vec<Finding>,
+}
+
+/// How a file is recognised as unchanged.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// `None`: to be read again even if it looks the same.
+    signature: Option<Signature>,
+    /// `None`: nothing of it is known.
+    hash: Option<u64>,
+}
+
+/// What one step changed.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) updates: Vec<Update>,
+    /// Whether findings or state may have changed as well.
+    pub(super) is_news: bool,
+}
+
+/// What a directory says, all at once.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The objects in force.
+    pub cluster: Cluster,
+    /// Where each of them stands.
+    pub places: BTreeMap<ObjectKey, Place>,
+    /// What is wrong, sorted by place.
+    pub findings: Vec<Finding>,
+    /// Whether everything could be read.
+    pub state: SourceState,
+}
+
+/// Reads a directory once.
+pub fn load(root: &Path, detail: Detail) -> Loaded {
+    let mut source = FileSource::open(root, detail);
+    let Batch {
+        updates,
+        findings,
+        state,
+        ..
+    } = source.load();
+    let mut cluster = Cluster::default();
+    for update in updates {
+        cluster.apply(update);
+    }
+    Loaded {
+        cluster,
+        places: source.places(),
+        findings,
+        state,
+    }
+}
+
+impl FileSource {
+    /// A source of this directory. Nothing is read yet; the directory need not be there.
+    pub fn open(root: impl Into<PathBuf>, detail: Detail) -> Self {
+        let reason = "the directory was not read yet".to_owned();
+        Self {
+            root: root.into(),
+            ledger: Ledger::new(detail == Detail::Everything),
+            files: BTreeMap::new(),
+            identity: None,
+            state: SourceState::NotInSync { reason },
+            trouble: None,
+            unreadable: BTreeMap::new(),
+            findings: Vec::new(),
+        }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Looks at everything that changed since the last call; the first call reads everything.
+    pub fn load(&mut self) -> Batch {
+        let received = Instant::now();
+        let step = self.scan(&BTreeSet::new(), &mut |_| {});
+        self.batch(step.updates, received)
+    }
+
+    /// Follows the directory on a thread of its own. `emit` gets the whole state first (what [`Self::load`] has
+    /// handed out is not repeated) and then every change; it may block. Dropping the handle ends the thread.
+    pub fn watch(self, emit: impl FnMut(Batch) + Send + 'static) -> io::Result<WatchHandle> {
+        watch::start(self, emit)
+    }
+
+    /// Where each object in force stands.
+    pub fn places(&self) -> BTreeMap<ObjectKey, Place> {
+        self.ledger.places()
+    }
+
+    pub(super) fn state(&self) -> &SourceState {
+        &self.state
+    }
+
+    /// The present state as a batch around some updates.
+    pub(super) fn batch(&self, updates: Vec<Update>, received: Instant) -> Batch {
+        let (mut findings, mut untold) = self.ledger.findings();
+        findings.extend(self.findings.iter().cloned());
+        findings.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+        untold += findings.len().saturating_sub(FINDINGS);
+        findings.truncate(FINDINGS);
+        if untold > 0 {
+            let name = Arc::from(self.root.to_string_lossy());
+            let message = format!("and {untold} more findings");
+            findings.push(Finding::of_file(
+                &name,
+                message,
+                "correct those above first",
+            ));
+        }
+        Batch {
+            updates,
+            findings,
+            state: self.state.clone(),
+            received,
+            objects: self.ledger.len(),
+            files: self.files.len(),
+        }
+    }
+
+    /// Looks at the whole directory, but not at `unfinished` files.
+    pub(super) fn scan(
+        &mut self,
+        unfinished: &BTreeSet<PathBuf>,
+        on_directory: &mut dyn FnMut(&Path),
+    ) -> Step {
+        let listing = match directory::walk(&self.root, on_directory) {
+            Ok(listing) => listing,
+            Err(error) => {
+                return self.lose(format!("cannot read {}: {error}", self.root.display()));
+            }
+        };
+        let identity = listing.directories.get(&self.root).copied();
+        if listing.files.is_empty() && !self.files.is_empty() && identity != self.identity {
+            let reason = format!(
+                "{} is another directory than before, and empty; put the manifests there, or restart",
+                self.root.display()
+            );
+            return self.lose(reason);
+        }
+        self.identity = identity;
+        let is_below = |name: &str| {
+            listing
+                .unreadable
+                .iter()
+                .any(|(path, _)| Path::new(name).starts_with(path))
+        };
+        let mut to_read = Vec::new();
+        for (name, signature) in &listing.files {
+            let known = self.files.get(name);
+            let is_same = known.is_some_and(|known| known.signature == Some(*signature));
+            if !is_same && !unfinished.contains(Path::new(&**name)) {
+                to_read.push((name.clone(), known.and_then(|known| known.hash)));
+            }
+        }
+        let is_gone = |name: &&Arc<str>| !listing.files.contains_key(*name) && !is_below(name);
+        let gone: Vec<_> = if listing.is_too_large {
+            Vec::new()
+        } else {
+            self.files.keys().filter(is_gone).cloned().collect()
+        };
+        self.look_at(&listing);
+        self.take_in(gone, to_read)
+    }
+
+    /// Looks at some files only.
+    pub(super) fn scan_paths(&mut self, paths: &BTreeSet<PathBuf>) -> Step {
+        // The directory itself may be gone, and its files with it.
+        if std::fs::read_dir(&self.root).is_err() {
+            return self.scan(&BTreeSet::new(), &mut |_| {});
+        }
+        let names = paths
+            .iter()
+            .filter(|path| is_manifest(path))
+            .filter_map(|path| path.to_str());
+        let to_read: Vec<_> = names
+            .map(|name| {
+                let name: Arc<str> = name.into();
+                let hash = self.files.get(&name).and_then(|known| known.hash);
+                (name, hash)
+            })
+            .collect();
+        self.take_in(Vec::new(), to_read)
+    }
+
+    /// Keeps everything and is not in sync.
+    fn lose(&mut self, reason: String) -> Step {
+        self.trouble = Some(reason);
+        Step {
+            updates: Vec::new(),
+            is_news: self.judge(),
+        }
+    }
+
+    /// Sets the state; true if it is another than before.
+    fn judge(&mut self) -> bool {
+        let unread = || {
+            let (name, error) = self.unreadable.first_key_value()?;
+            Some(format!("cannot read {name}: {error}"))
+        };
+        let crowded = || {
+            (self.ledger.refused() > 0).then(|| format!("there are more than {OBJECTS} objects"))
+        };
+        let state = match self.trouble.clone().or_else(unread).or_else(crowded) {
+            Some(reason) => SourceState::NotInSync { reason },
+            None => SourceState::InSync,
+        };
+        let is_news = state != self.state;
+        self.state = state;
+        is_news
+    }
+
+    /// Reads files and enters what they say, until nothing has to be read again.
+    fn take_in(&mut self, gone: Vec<Arc<str>>, mut to_read: Vec<(Arc<str>, Option<u64>)>) -> Step {
+        let mut changes: Vec<_> = gone
+            .into_iter()
+            .map(|name| {
+                self.files.remove(&name);
+                self.unreadable.remove(&name);
+                (name, FileChange::Gone)
+            })
+            .collect();
+        let mut updates = BTreeMap::new();
+        let mut is_news = false;
+        // Every round reads files that the one before did not, so there are few: a file that comes into force can
+        // only do so once.
+        for _ in 0..8 {
+            for file in read_all(&to_read) {
+                changes.extend(self.recognise(file));
+            }
+            is_news |= !changes.is_empty();
+            let applied = self.ledger.apply(std::mem::take(&mut changes));
+            updates.extend(applied.updates);
+            to_read = applied
+                .reread
+                .into_iter()
+                .map(|name| (name, None))
+                .collect();
+            if to_read.is_empty() {
+                break;
+            }
+        }
+        // What could not be settled (a file that changes all the time) is looked at again with the next scan.
+        for (name, _) in to_read {
+            self.files.insert(
+                name,
+                Known {
+                    signature: None,
+                    hash: None,
+                },
+            );
+        }
+        is_news |= self.judge();
+        Step {
+            updates: updates.into_values().collect(),
+            is_news,
+        }
+    }
+
+    /// What a read file means for the ledger; `None` when it says what it said before.
+    fn recognise(&mut self, file: ReadFile) -> Option<(Arc<str>, FileChange)> {
+        let ReadFile { name, content } = file;
+        self.unreadable.remove(&name);
+        let (known, change) = match content {
+            Content::Documents(Seen { signature, hash }, documents) => (
+                Known {
+                    signature,
+                    hash: Some(hash),
+                },
+                documents.map(FileChange::Read),
+            ),
+            Content::Gone => {
+                self.files.remove(&name)?;
+                return Some((name, FileChange::Gone));
+            }
+            Content::TooLarge(signature) => {
+                let message = format!("the file has more than {FILE_BYTES} bytes");
+                let finding = Finding::of_file(&name, message, "split it over several files");
+                let known = Known {
+                    signature: Some(signature),
+                    hash: None,
+                };
+                (known, Some(FileChange::Unreadable(finding)))
+            }
+            Content::Unreadable(error) => {
+                let message = format!("the file cannot be read: {error}");
+                let finding =
+                    Finding::of_file(&name, message, "give the agent the right to read it");
+                self.unreadable.insert(name.clone(), error);
+                (
+                    Known {
+                        signature: None,
+                        hash: None,
+                    },
+                    Some(FileChange::Unreadable(finding)),
+                )
+            }
+        };
+        self.files.insert(name.clone(), known);
+        change.map(|change| (name, change))
+    }
+
+    /// Notes what a walk says about the directory itself.
+    fn look_at(&mut self, listing: &Listing) {
+        let unnamed = |path: &PathBuf| {
+            let message = "the name of the file is not UTF-8".to_owned();
+            Finding::of_file(&Arc::from(path.to_string_lossy()), message, "rename it")
+        };
+        self.findings = listing.unnamed.iter().take(FINDINGS).map(unnamed).collect();
+        self.trouble = if let Some((path, error)) = listing.unreadable.first() {
+            Some(format!("cannot read {}: {error}", path.display()))
+        } else if listing.is_too_large {
+            Some(format!(
+                "there are more than {} manifest files",
+                directory::FILES
+            ))
+        } else {
+            None
+        };
+    }
+}

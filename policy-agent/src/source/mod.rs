@@ -1,0 +1,60 @@
+//! Where objects come from. So far there is one source: a directory of manifests ([`FileSource`]).
+//!
+//! A source hands out [`Batch`]es: the objects whose meaning changed, what is wrong with the rest, and whether the
+//! source is in sync. It never takes back a good object because of a bad text (edge case 1), and when it cannot be
+//! read it keeps quiet and says so.
+//!
+//! Not here: what a manifest means (crate `towpath-api`), what the objects lead to (crate `towpath-core`).
+
+mod directory;
+mod file;
+mod finding;
+mod ledger;
+mod pending;
+mod read;
+mod watch;
+
+use std::time::Instant;
+
+use towpath_core::model::Update;
+
+pub use directory::is_manifest;
+pub use file::{Detail, FileSource, Loaded, load};
+pub use finding::Finding;
+pub use watch::WatchHandle;
+
+/// Whether a source knows its objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// Everything that is there was read.
+    InSync,
+    /// Something could not be read; what was known before stays in force.
+    NotInSync {
+        /// What, and what to do.
+        reason: String,
+    },
+}
+
+impl SourceState {
+    /// Whether it is in sync.
+    pub fn is_in_sync(&self) -> bool {
+        matches!(self, Self::InSync)
+    }
+}
+
+/// One step of a source. The first is the whole state.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Changes of objects, sorted by key; each key at most once.
+    pub updates: Vec<Update>,
+    /// Everything that is wrong at the moment, sorted by place, shortened to a thousand.
+    pub findings: Vec<Finding>,
+    /// Whether everything could be read.
+    pub state: SourceState,
+    /// When the first event that led to it was received.
+    pub received: Instant,
+    /// Objects in force.
+    pub objects: usize,
+    /// Manifest files.
+    pub files: usize,
+}

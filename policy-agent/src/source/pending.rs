@@ -1,0 +1,228 @@
+//! Which paths to look at, and when: events are merged by path until a change is complete.
+//!
+//! A file that was closed after writing, or moved into place, is complete at once. A file that is only being
+//! modified is looked at when it has been quiet for a moment. A removal waits as long, since many programs save by
+//! removing and creating, and since files also vanish one by one when their directory does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a path must be quiet.
+pub(super) const QUIET: Duration = Duration::from_millis(50);
+/// A path that never is quiet is looked at after this time.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// With more paths than this the whole directory is looked at instead.
+const PATHS: usize = 4_096;
+
+/// What happened at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// A new content is complete.
+    Complete,
+    /// It is being changed.
+    Modified,
+    /// It went away.
+    Removed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    first: Instant,
+    due: Instant,
+    is_removal: bool,
+}
+
+/// Paths that wait to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    paths: BTreeMap<PathBuf, Wait>,
+    rescan: Option<Wait>,
+}
+
+/// What to look at now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    /// These files, or with `None` the whole directory.
+    pub(super) paths: Option<BTreeSet<PathBuf>>,
+    /// Files that are still being written: not to be looked at yet.
+    pub(super) unfinished: BTreeSet<PathBuf>,
+    /// When the first event behind this work was received.
+    pub(super) received: Instant,
+}
+
+impl Pending {
+    /// Notes a change of a manifest file.
+    pub(super) fn add(&mut self, path: PathBuf, change: Change, now: Instant) {
+        if self.paths.len() >= PATHS && !self.paths.contains_key(&path) {
+            self.paths.clear();
+            self.rescan(now, QUIET);
+            return;
+        }
+        let wait = self.paths.entry(path).or_insert(Wait {
+            first: now,
+            due: now,
+            is_removal: false,
+        });
+        wait.is_removal = change == Change::Removed;
+        wait.due = match change {
+            Change::Complete => now,
+            Change::Modified | Change::Removed => (now + QUIET).min(wait.first + PATIENCE),
+        };
+    }
+
+    /// Notes that the whole directory is to be looked at after `delay`.
+    pub(super) fn rescan(&mut self, now: Instant, delay: Duration) {
+        let due = now + delay;
+        let wait = self.rescan.get_or_insert(Wait {
+            first: now,
+            due,
+            is_removal: false,
+        });
+        wait.due = wait.due.min(due);
+    }
+
+    /// When there is something to do next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.paths
+            .values()
+            .chain(&self.rescan)
+            .map(|wait| wait.due)
+            .min()
+    }
+
+    /// Takes what is due. Removals go along with the first thing that is: a file that is moved must not be gone
+    /// before it is there again.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Work> {
+        if self.due()? > now {
+            return None;
+        }
+        let is_rescan = self.rescan.is_some_and(|wait| wait.due <= now);
+        let taken: Vec<_> = self
+            .paths
+            .extract_if(.., |_, wait| wait.due <= now || wait.is_removal)
+            .collect();
+        let rescan = if is_rescan { self.rescan.take() } else { None };
+        let received = taken
+            .iter()
+            .map(|(_, wait)| wait.first)
+            .chain(rescan.map(|wait| wait.first))
+            .min();
+        let paths = (!is_rescan).then(|| taken.into_iter().map(|(path, _)| path).collect());
+        let unfinished = self.paths.keys().cloned().collect();
+        Some(Work {
+            paths,
+            unfinished,
+            received: received.unwrap_or(now),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn paths(names: &[&str]) -> BTreeSet<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn a_complete_file_is_due_at_once() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        pending.add("a".into(), Change::Modified, start);
+        pending.add("a".into(), Change::Complete, start + 3 * MS);
+
+        let work = pending.take(start + 3 * MS).unwrap();
+
+        let expected = Work {
+            paths: Some(paths(&["a"])),
+            unfinished: paths(&[]),
+            received: start,
+        };
+        assert_eq!(work, expected);
+        assert_eq!(pending.due(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_written_waits_for_quiet() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        for step in 0..10 {
+            pending.add("a".into(), Change::Modified, start + step * 20 * MS);
+        }
+
+        assert_eq!(pending.take(start + 200 * MS), None);
+        assert_eq!(pending.due(), Some(start + 180 * MS + QUIET));
+        assert_eq!(pending.take(start + 230 * MS).unwrap().received, start);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        for step in 0..100 {
+            pending.add("a".into(), Change::Modified, start + step * 20 * MS);
+        }
+
+        assert_eq!(pending.due(), Some(start + PATIENCE));
+    }
+
+    #[test]
+    fn a_removal_goes_along_with_what_is_complete() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        pending.add("old".into(), Change::Removed, start);
+        pending.add("half".into(), Change::Modified, start);
+        pending.add("new".into(), Change::Complete, start + MS);
+
+        let work = pending.take(start + MS).unwrap();
+
+        assert_eq!(work.paths, Some(paths(&["new", "old"])));
+        assert_eq!(work.unfinished, paths(&["half"]));
+        assert_eq!(pending.due(), Some(start + QUIET));
+    }
+
+    #[test]
+    fn a_file_that_comes_back_is_no_removal() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        pending.add("a".into(), Change::Removed, start);
+        pending.add("a".into(), Change::Modified, start + MS);
+        pending.add("b".into(), Change::Complete, start + 2 * MS);
+
+        let work = pending.take(start + 2 * MS).unwrap();
+
+        assert_eq!(
+            (work.paths, work.unfinished),
+            (Some(paths(&["b"])), paths(&["a"]))
+        );
+    }
+
+    #[test]
+    fn a_rescan_leaves_unfinished_files_alone() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        pending.add("half".into(), Change::Modified, start);
+        pending.add("done".into(), Change::Complete, start);
+        pending.rescan(start, Duration::ZERO);
+
+        let work = pending.take(start).unwrap();
+
+        assert_eq!((work.paths, work.unfinished), (None, paths(&["half"])));
+    }
+
+    #[test]
+    fn floods_become_one_rescan() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        for number in 0..100_000 {
+            pending.add(number.to_string().into(), Change::Modified, start);
+            assert!(pending.paths.len() <= PATHS);
+        }
+
+        assert_eq!(pending.take(start + QUIET).unwrap().paths, None);
+    }
+}

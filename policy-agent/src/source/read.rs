@@ -1,0 +1,127 @@
+//! Reading and parsing of many files, on more than one thread where that pays.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use towpath_api::Document;
+
+use super::directory::Signature;
+
+/// Bytes of one file.
+pub(super) const FILE_BYTES: u64 = 8 << 20;
+/// Below this number of files one thread is quicker.
+const FEW: usize = 16;
+/// More threads would take the machine from its pods.
+const THREADS: usize = 4;
+
+/// A file as it was read.
+#[derive(Debug)]
+pub(super) struct ReadFile {
+    pub(super) name: Arc<str>,
+    pub(super) content: Content,
+}
+
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Its documents, or `None` when the text has the hash that was passed in.
+    Documents(Seen, Option<Vec<Document>>),
+    /// It is no longer there.
+    Gone,
+    /// It is there and too large.
+    TooLarge(Signature),
+    /// It is there and cannot be read.
+    Unreadable(String),
+}
+
+/// How a file is recognised as unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// `None` when the file may change without a trace in its signature.
+    pub(super) signature: Option<Signature>,
+    pub(super) hash: u64,
+}
+
+/// Reads files; the number beside a name is the hash of its last known text. Results are in the order of the
+/// names.
+pub(super) fn read_all(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(THREADS);
+    if names.len() < FEW || threads < 2 {
+        return names.iter().map(|(name, hash)| read(name, *hash)).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut files = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((name, hash)) = names.get(index) else {
+                return files;
+            };
+            files.push((index, read(name, *hash)));
+        }
+    };
+    let mut files: Vec<_> = std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut files = work();
+        for helper in helpers {
+            match helper.join() {
+                Ok(more) => files.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        files
+    });
+    files.sort_unstable_by_key(|(index, _)| *index);
+    files.into_iter().map(|(_, file)| file).collect()
+}
+
+fn read(name: &Arc<str>, known: Option<u64>) -> ReadFile {
+    let content = match read_bytes(Path::new(&**name)) {
+        Ok(Ok((signature, bytes))) => {
+            let hash = hash(&bytes);
+            // Taken after the read: a write since then has a later time stamp.
+            let signature = (!signature.is_recent(SystemTime::now())).then_some(signature);
+            let documents = (known != Some(hash)).then(|| towpath_api::read(name, &bytes));
+            Content::Documents(Seen { signature, hash }, documents)
+        }
+        Ok(Err(signature)) => Content::TooLarge(signature),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Gone,
+        Err(error) => Content::Unreadable(error.to_string()),
+    };
+    ReadFile {
+        name: name.clone(),
+        content,
+    }
+}
+
+/// The bytes of a file, or its signature alone when it is too large.
+fn read_bytes(path: &Path) -> io::Result<Result<(Signature, Vec<u8>), Signature>> {
+    // Looked at before it is opened: opening a named pipe would wait for a writer.
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::from(io::ErrorKind::NotFound));
+    }
+    if metadata.len() > FILE_BYTES {
+        return Ok(Err(Signature::of(&metadata)));
+    }
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    let signature = Signature::of(&file.metadata()?);
+    (&mut file).take(FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES {
+        return Ok(Err(signature));
+    }
+    Ok(Ok((signature, bytes)))
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
