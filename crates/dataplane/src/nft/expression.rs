@@ -12,6 +12,7 @@ use super::batch::{Batch, Nest};
 use super::encode::{EncodeError, Encoder, verdict_data};
 use super::field::{Bytes, ICMPV6, Load, Network, Shape};
 use super::object::{Family, Field, MatchOperand, Name, Rule, Statement, Value};
+use super::text::CT_STATES;
 use super::uapi::{LIST_ELEM, NFPROTO_IPV4, NFPROTO_IPV6, data, expression as e, rule};
 
 /// Name under which the kernel numbers anonymous sets.
@@ -87,7 +88,7 @@ impl Expressions<'_> {
                 self.load_fields(fields)?;
                 self.look_up(LookedUp::Named(set), *negated, None);
             }
-            Statement::CtState { any_of } => self.ct_state(*any_of),
+            Statement::CtState { any_of } => self.ct_state(*any_of)?,
             Statement::VerdictMap { fields, map } => {
                 self.load_fields(fields)?;
                 self.look_up(LookedUp::Named(map), false, Some(e::REGISTER_VERDICT));
@@ -172,9 +173,7 @@ impl Expressions<'_> {
             },
             MatchOperand::Prefix(base, length) => {
                 let base = checked(shape, base)?;
-                if !shape.is_ordered() || usize::from(*length) > shape.length() * 8 {
-                    return Err(EncodeError("a prefix that does not fit its field"));
-                }
+                check_prefix(field, *length)?;
                 self.compare_prefix(field, negated, &base, *length)?;
             }
         }
@@ -204,13 +203,18 @@ impl Expressions<'_> {
         Ok(())
     }
 
-    fn ct_state(&mut self, any_of: u32) {
+    fn ct_state(&mut self, any_of: u32) -> Result<(), EncodeError> {
+        let known = CT_STATES.iter().fold(0, |known, (bit, _)| known | bit);
+        if any_of == 0 || any_of & !known != 0 {
+            return Err(EncodeError("a connection state that nft does not know"));
+        }
         self.expression("ct", |batch| {
             batch.u32_be(e::CT_DREG, e::REGISTER_1);
             batch.u32_be(e::CT_KEY, e::CT_STATE);
         });
         self.mask(&Bytes::new(&any_of.to_ne_bytes()));
         self.compare_bytes(true, &Bytes::new(&[0; 4]));
+        Ok(())
     }
 
     /// Loads the fields one after the other, each padded to four bytes, as the kernel concatenates them.
@@ -440,4 +444,15 @@ pub(super) fn checked_range(
         return Err(EncodeError("a range that is none"));
     }
     Ok((first, last))
+}
+
+/// Prefixes are of addresses, and raw payload is none.
+fn check_prefix(field: Field, length: u8) -> Result<(), EncodeError> {
+    let shape = field.facts().shape;
+    let is_address = matches!(shape, Shape::Ipv4 | Shape::Ipv6 | Shape::Ether);
+    if is_address && field != Field::Icmpv6Target && usize::from(length) <= shape.length() * 8 {
+        Ok(())
+    } else {
+        Err(EncodeError("a prefix that does not fit its field"))
+    }
 }

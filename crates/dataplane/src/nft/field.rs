@@ -133,6 +133,16 @@ impl Value {
     }
 }
 
+impl Value {
+    /// The value with all bits after the first `length` ones cleared.
+    pub(super) fn masked(&self, length: u8) -> Self {
+        let masked = self.bytes().map(|bytes| bytes.and(&bytes.mask(length)));
+        masked
+            .and_then(|bytes| self.shape().value(bytes.as_slice()))
+            .unwrap_or_else(|| self.clone())
+    }
+}
+
 impl Shape {
     /// Bytes of such a value.
     pub(super) fn length(self) -> usize {

@@ -5,17 +5,22 @@
 
 pub mod backend;
 mod batch;
+pub mod command;
 mod decode;
 pub mod delta_tracker;
 mod encode;
 mod expression;
 mod field;
+mod json;
+mod listing;
 pub mod netlink;
 pub mod object;
+pub mod text;
 pub mod transaction;
 mod uapi;
 
 pub use backend::{Backend, CommitError};
+pub use command::CommandBackend;
 pub use delta_tracker::DeltaTracker;
 pub use netlink::{Features, NetlinkBackend, TableState};
 pub use object::{
@@ -23,4 +28,5 @@ pub use object::{
     MatchOperand, Name, NameError, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table,
     TableFlags, Value,
 };
+pub use text::{TextError, transaction_text};
 pub use transaction::{Operation, Transaction};

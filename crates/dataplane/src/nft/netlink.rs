@@ -16,6 +16,7 @@ use super::batch::{Batch, NFGENMSG};
 use super::decode::{self, Decoded};
 use super::encode::{Encoder, family_number};
 use super::object::{Chain, Element, Family, Name, SetSpec, Table, TableFlags};
+use super::text::describe;
 use super::transaction::{Operation, Transaction};
 use super::uapi::{NETLINK_NETFILTER, chain, element, message, set, table};
 use crate::link::wire::{
@@ -522,14 +523,4 @@ fn malformed(action: &'static str) -> CommitError {
 
 fn transport(action: &'static str) -> impl FnOnce(io::Error) -> CommitError {
     move |source| CommitError::Transport { action, source }
-}
-
-/// An operation for an error message, shortened.
-fn describe(operation: &Operation) -> String {
-    const MOST: usize = 200;
-    let text = format!("{operation:?}");
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
 }

@@ -29,6 +29,25 @@ pub enum Operation {
     DeleteElements(Table, Name, Vec<Element>),
 }
 
+impl Operation {
+    /// The table that it changes.
+    pub fn table(&self) -> &Table {
+        match self {
+            Self::AddTable(table, _)
+            | Self::DeleteTable(table)
+            | Self::AddChain(table, _)
+            | Self::FlushChain(table, _)
+            | Self::DeleteChain(table, _)
+            | Self::AddRule(table, _, _)
+            | Self::AddSet(table, _)
+            | Self::DeleteSet(table, _)
+            | Self::FlushSet(table, _)
+            | Self::AddElements(table, _, _)
+            | Self::DeleteElements(table, _, _) => table,
+        }
+    }
+}
+
 /// Operations that one batch carries, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {

@@ -1,0 +1,584 @@
+//! Operations as text of the `nft` language.
+//!
+//! [`transaction_text`] gives a file that `nft -f` loads; error messages quote single operations. Table flags are
+//! left out: nft 1.0.6 does not know `persist`.
+//!
+//! Only interface names come from outside. A name that nft's grammar cannot hold between quotes makes
+//! [`transaction_text`] fail; nothing is ever passed on unescaped.
+
+use std::fmt::Write as _;
+
+use rustc_hash::FxHashMap;
+
+use super::field::{Bytes, Shape};
+use super::object::{
+    Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData, MatchOperand,
+    Name, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table, Value,
+};
+use super::transaction::{Operation, Transaction};
+
+/// An interface name that cannot be written in nft's language.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the interface name {name:?} cannot be written in nft's language")]
+pub struct TextError {
+    /// The name.
+    pub name: String,
+}
+
+/// What the text of an operation on a set depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SetType {
+    /// Types of its key: raw payload is printed as a number, an address of the same length is not.
+    pub(super) key: Vec<FieldType>,
+    /// nft has other words for maps.
+    pub(super) is_map: bool,
+}
+
+/// Known sets.
+pub(super) type SetTypes = FxHashMap<(Table, Name), SetType>;
+
+/// A whole transaction as a file for `nft -f`.
+///
+/// Elements of a set with [`FieldType::Icmpv6Target`] are printed right only when the transaction also makes the set.
+pub fn transaction_text(transaction: &Transaction) -> Result<String, TextError> {
+    let mut types = SetTypes::default();
+    learn_types(&mut types, transaction);
+    text_with_types(transaction, &types)
+}
+
+/// As [`transaction_text`], with types known from elsewhere.
+pub(super) fn text_with_types(
+    transaction: &Transaction,
+    types: &SetTypes,
+) -> Result<String, TextError> {
+    let mut printer = Printer::new(types);
+    for operation in &transaction.operations {
+        printer.operation(operation);
+        printer.out.push('\n');
+    }
+    match printer.unprintable {
+        None => Ok(printer.out),
+        Some(name) => Err(TextError { name }),
+    }
+}
+
+/// Remembers the types of the sets that a transaction makes.
+pub(super) fn learn_types(types: &mut SetTypes, transaction: &Transaction) {
+    for operation in &transaction.operations {
+        if let Operation::AddSet(table, spec) = operation {
+            let kind = SetType {
+                key: spec.key.clone(),
+                is_map: spec.data.is_some(),
+            };
+            types.insert((table.clone(), spec.name.clone()), kind);
+        }
+    }
+}
+
+/// One operation for an error message, shortened.
+pub(super) fn describe(operation: &Operation) -> String {
+    const MOST: usize = 200;
+    let mut printer = Printer::new(no_types());
+    match operation {
+        // No need to print a hundred thousand elements for the first few.
+        Operation::AddElements(table, set, elements) => {
+            printer.elements("add", table, set, &elements[..elements.len().min(8)]);
+        }
+        Operation::DeleteElements(table, set, elements) => {
+            printer.elements("delete", table, set, &elements[..elements.len().min(8)]);
+        }
+        operation => printer.operation(operation),
+    }
+    match printer.out.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &printer.out[..end]),
+        None => printer.out,
+    }
+}
+
+fn no_types() -> &'static SetTypes {
+    static NONE: std::sync::LazyLock<SetTypes> = std::sync::LazyLock::new(SetTypes::default);
+    &NONE
+}
+
+/// Name of a family.
+pub(super) fn family_text(family: Family) -> &'static str {
+    match family {
+        Family::Inet => "inet",
+        Family::Bridge => "bridge",
+    }
+}
+
+/// Name of a hook.
+pub(super) fn hook_text(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Prerouting => "prerouting",
+        Hook::Input => "input",
+        Hook::Forward => "forward",
+        Hook::Output => "output",
+        Hook::Postrouting => "postrouting",
+    }
+}
+
+/// Names of connection states, in the order in which nft lists them.
+pub(super) const CT_STATES: [(u32, &str); 5] = [
+    (Statement::CT_INVALID, "invalid"),
+    (Statement::CT_ESTABLISHED, "established"),
+    (Statement::CT_RELATED, "related"),
+    (Statement::CT_NEW, "new"),
+    (Statement::CT_UNTRACKED, "untracked"),
+];
+
+/// nft's name for a number of a data type, when it has one.
+pub(super) fn symbol(type_id: u32, number: u16) -> Option<&'static str> {
+    Some(match (type_id, number) {
+        // nf_proto
+        (2, 2) => "ipv4",
+        (2, 10) => "ipv6",
+        // ether_type
+        (10, 0x0800) => "ip",
+        (10, 0x0806) => "arp",
+        (10, 0x86dd) => "ip6",
+        // arp_op
+        (11, 1) => "request",
+        (11, 2) => "reply",
+        // inet_proto
+        (12, 1) => "icmp",
+        (12, 6) => "tcp",
+        (12, 17) => "udp",
+        (12, 58) => "ipv6-icmp",
+        (12, 132) => "sctp",
+        // ct_dir
+        (27, 0) => "original",
+        (27, 1) => "reply",
+        // icmpv6_type
+        (29, 1) => "destination-unreachable",
+        (29, 2) => "packet-too-big",
+        (29, 128) => "echo-request",
+        (29, 129) => "echo-reply",
+        (29, 130) => "mld-listener-query",
+        (29, 131) => "mld-listener-report",
+        (29, 132) => "mld-listener-done",
+        (29, 133) => "nd-router-solicit",
+        (29, 134) => "nd-router-advert",
+        (29, 135) => "nd-neighbor-solicit",
+        (29, 136) => "nd-neighbor-advert",
+        (29, 137) => "nd-redirect",
+        (29, 143) => "mld2-listener-report",
+        // pkt_type
+        (31, 0) => "host",
+        (31, 1) => "broadcast",
+        (31, 2) => "multicast",
+        (31, 3) => "other",
+        _ => return None,
+    })
+}
+
+/// A class id as nft writes it: two halves in hexadecimal.
+pub(super) fn class_text(class: u32) -> String {
+    match class {
+        0 => "none".to_owned(),
+        u32::MAX => "root".to_owned(),
+        class => format!("{:x}:{:x}", class >> 16, class & 0xffff),
+    }
+}
+
+/// Whether nft's grammar can hold the name between quotes: a star at the end would match more than this name.
+pub(super) fn is_printable(interface: &str) -> bool {
+    !interface.is_empty()
+        // nft's JSON takes a word with this mark for the name of a set.
+        && !interface.starts_with('@')
+        && interface.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '"' | '*' | '\\'))
+}
+
+/// A value of a data type; `quote` interface names for the nft language.
+pub(super) fn value_text(type_id: u32, value: &Value, quote: bool) -> String {
+    match value {
+        Value::Ipv4(address) => address.to_string(),
+        // `integer`: raw payload.
+        Value::Ipv6(address) if type_id == FieldType::Icmpv6Target.id() => {
+            format!("{:#x}", address.to_bits())
+        }
+        Value::Ipv6(address) => address.to_string(),
+        Value::Ether([a, b, c, d, e, f]) => {
+            format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        }
+        Value::Interface(name) if quote => format!("\"{}\"", name.escape_debug()),
+        Value::Interface(name) => name.to_string(),
+        Value::U8(number) => number_text(type_id, u16::from(*number)),
+        Value::U16(number) => number_text(type_id, *number),
+        Value::Class(class) => class_text(*class),
+    }
+}
+
+/// nft does not take names as ends of a range; no type, no name.
+pub(super) fn range_type(type_id: u32) -> u32 {
+    if type_id == FieldType::Icmpv6Target.id() {
+        type_id
+    } else {
+        0
+    }
+}
+
+fn number_text(type_id: u32, number: u16) -> String {
+    match symbol(type_id, number) {
+        Some(symbol) => symbol.to_owned(),
+        None if type_id == Field::EtherType.facts().type_id => format!("{number:#06x}"),
+        None => number.to_string(),
+    }
+}
+
+/// The data type of the value at a position of a key whose set is not known.
+fn usual_type(value: &Value) -> FieldType {
+    match value.shape() {
+        Shape::Ipv4 => FieldType::Ipv4Addr,
+        Shape::Ipv6 => FieldType::Ipv6Addr,
+        Shape::Ether => FieldType::EtherAddr,
+        Shape::Interface => FieldType::InterfaceName,
+        Shape::U8 => FieldType::InetProto,
+        Shape::U16 => FieldType::InetService,
+        Shape::Class => FieldType::ClassId,
+    }
+}
+
+/// The data types of the values of a key.
+pub(super) fn key_types(known: Option<&Vec<FieldType>>, values: &[Value]) -> Vec<FieldType> {
+    match known {
+        Some(types) if types.len() == values.len() => types.clone(),
+        _ => values.iter().map(usual_type).collect(),
+    }
+}
+
+/// Prints into a text and remembers what could not be printed.
+#[derive(Debug)]
+pub(super) struct Printer<'a> {
+    pub(super) out: String,
+    types: &'a SetTypes,
+    /// The first interface name that is no good text.
+    pub(super) unprintable: Option<String>,
+}
+
+impl<'a> Printer<'a> {
+    pub(super) fn new(types: &'a SetTypes) -> Self {
+        Self {
+            out: String::new(),
+            types,
+            unprintable: None,
+        }
+    }
+
+    fn push(&mut self, text: impl std::fmt::Display) {
+        write!(self.out, "{text}").expect("a string takes everything");
+    }
+
+    fn operation(&mut self, operation: &Operation) {
+        match operation {
+            Operation::AddTable(table, _) => self.command("add table", table, None),
+            Operation::DeleteTable(table) => self.command("delete table", table, None),
+            Operation::AddChain(table, chain) => {
+                self.command("add chain", table, Some(&chain.name));
+                if let Some(hook) = hook_line(chain) {
+                    self.push(format_args!(" {{ {hook} }}"));
+                }
+            }
+            Operation::FlushChain(table, name) => self.command("flush chain", table, Some(name)),
+            Operation::DeleteChain(table, name) => self.command("delete chain", table, Some(name)),
+            Operation::AddRule(table, chain, rule) => {
+                self.command("add rule", table, Some(chain));
+                self.out.push(' ');
+                self.rule(rule);
+            }
+            Operation::AddSet(table, spec) => {
+                let verb = if spec.data.is_some() {
+                    "add map"
+                } else {
+                    "add set"
+                };
+                self.command(verb, table, Some(&spec.name));
+                self.push(format_args!(" {{ {}; }}", spec_lines(spec).join("; ")));
+            }
+            Operation::DeleteSet(table, name) => {
+                let verb = if self.is_map(table, name) {
+                    "delete map"
+                } else {
+                    "delete set"
+                };
+                self.command(verb, table, Some(name));
+            }
+            Operation::FlushSet(table, name) => {
+                let verb = if self.is_map(table, name) {
+                    "flush map"
+                } else {
+                    "flush set"
+                };
+                self.command(verb, table, Some(name));
+            }
+            Operation::AddElements(table, set, elements) => {
+                self.elements("add", table, set, elements);
+            }
+            Operation::DeleteElements(table, set, elements) => {
+                self.elements("delete", table, set, elements);
+            }
+        }
+    }
+
+    fn is_map(&self, table: &Table, name: &Name) -> bool {
+        self.types
+            .get(&(table.clone(), name.clone()))
+            .is_some_and(|known| known.is_map)
+    }
+
+    fn command(&mut self, verb: &str, table: &Table, name: Option<&Name>) {
+        let family = family_text(table.family);
+        self.push(format_args!("{verb} {family} {}", table.name));
+        if let Some(name) = name {
+            self.push(format_args!(" {name}"));
+        }
+    }
+
+    fn elements(&mut self, verb: &str, table: &Table, set: &Name, elements: &[Element]) {
+        if elements.is_empty() {
+            // nft has no text for a list of nothing.
+            return;
+        }
+        self.command(&format!("{verb} element"), table, Some(set));
+        self.out.push_str(" { ");
+        let types = self
+            .types
+            .get(&(table.clone(), set.clone()))
+            .map(|known| &known.key);
+        for (position, element) in elements.iter().enumerate() {
+            if position > 0 {
+                self.out.push_str(", ");
+            }
+            // A value in a deletion would have to be equal; the key alone decides.
+            self.element(types, element, verb == "add");
+        }
+        self.out.push_str(" }");
+    }
+
+    /// One element, with its value if wanted.
+    pub(super) fn element(
+        &mut self,
+        types: Option<&Vec<FieldType>>,
+        element: &Element,
+        with_value: bool,
+    ) {
+        match &element.key {
+            SetKey::Exact(values) => {
+                for (position, (value, kind)) in
+                    values.iter().zip(key_types(types, values)).enumerate()
+                {
+                    if position > 0 {
+                        self.out.push_str(" . ");
+                    }
+                    self.value(kind.id(), value);
+                }
+            }
+            SetKey::Range(first, last) => {
+                let kind = key_types(types, std::slice::from_ref(first))[0];
+                self.range(kind.id(), first, last);
+            }
+        }
+        match &element.value {
+            Some(ElementValue::ClassId(class)) if with_value => {
+                self.push(format_args!(" : {}", class_text(*class)));
+            }
+            Some(ElementValue::Verdict(verdict)) if with_value => {
+                self.out.push_str(" : ");
+                self.verdict(verdict);
+            }
+            _ => {}
+        }
+    }
+
+    fn value(&mut self, type_id: u32, value: &Value) {
+        if let Value::Interface(name) = value
+            && !is_printable(name)
+        {
+            self.unprintable.get_or_insert_with(|| name.to_string());
+        }
+        self.push(value_text(type_id, value, true));
+    }
+
+    fn range(&mut self, type_id: u32, first: &Value, last: &Value) {
+        if first == last {
+            self.value(type_id, first);
+        } else {
+            self.value(range_type(type_id), first);
+            self.out.push('-');
+            self.value(range_type(type_id), last);
+        }
+    }
+
+    /// The statements of a rule.
+    pub(super) fn rule(&mut self, rule: &Rule) {
+        for (position, statement) in rule.statements.iter().enumerate() {
+            if position > 0 {
+                self.out.push(' ');
+            }
+            self.statement(statement);
+        }
+    }
+
+    fn statement(&mut self, statement: &Statement) {
+        match statement {
+            Statement::Match {
+                field,
+                negated,
+                operand,
+            } => self.compare(*field, *negated, operand),
+            Statement::MatchSet {
+                fields,
+                negated,
+                set,
+            } => {
+                let unequal = if *negated { "!= " } else { "" };
+                self.push(format_args!("{} {unequal}@{set}", fields_text(fields)));
+            }
+            Statement::CtState { any_of } => {
+                let states: Vec<&str> = CT_STATES
+                    .iter()
+                    .filter(|(bit, _)| any_of & bit != 0)
+                    .map(|(_, name)| *name)
+                    .collect();
+                self.push(format_args!("ct state {}", states.join(",")));
+            }
+            Statement::VerdictMap { fields, map } => {
+                self.push(format_args!("{} vmap @{map}", fields_text(fields)));
+            }
+            Statement::SetPriority(class) => {
+                self.push(format_args!("meta priority set {}", class_text(*class)));
+            }
+            Statement::SetPriorityFromMap { fields, map } => {
+                self.push(format_args!(
+                    "meta priority set {} map @{map}",
+                    fields_text(fields)
+                ));
+            }
+            Statement::Counter => self.out.push_str("counter"),
+            Statement::Limit { rate, burst } => {
+                self.push(format_args!(
+                    "limit rate {rate}/second burst {burst} packets"
+                ));
+            }
+            Statement::Log {
+                prefix,
+                group,
+                snaplen,
+            } => {
+                self.push(format_args!(
+                    "log prefix \"{prefix}\" group {group} snaplen {snaplen}"
+                ));
+            }
+            Statement::Verdict(verdict) => self.verdict(verdict),
+        }
+    }
+
+    fn compare(&mut self, field: Field, negated: bool, operand: &MatchOperand) {
+        let facts = field.facts();
+        let unequal = if negated { "!= " } else { "" };
+        if let MatchOperand::Prefix(base @ Value::Ether(_), length) = operand {
+            self.ether_prefix(field, negated, base, *length);
+            return;
+        }
+        self.push(format_args!("{} {unequal}", facts.text));
+        match operand {
+            MatchOperand::Value(value) => self.value(facts.type_id, value),
+            MatchOperand::Set(set) => self.push(format_args!("@{set}")),
+            MatchOperand::Prefix(base, length) => {
+                self.value(facts.type_id, base);
+                if usize::from(*length) < facts.shape.length() * 8 {
+                    self.push(format_args!("/{length}"));
+                }
+            }
+            MatchOperand::OneOf(ranges) => match ranges.as_slice() {
+                [(first, last)] => self.range(facts.type_id, first, last),
+                ranges => {
+                    self.out.push_str("{ ");
+                    for (position, (first, last)) in ranges.iter().enumerate() {
+                        if position > 0 {
+                            self.out.push_str(", ");
+                        }
+                        self.range(facts.type_id, first, last);
+                    }
+                    self.out.push_str(" }");
+                }
+            },
+        }
+    }
+
+    /// nft has no prefixes of hardware addresses.
+    fn ether_prefix(&mut self, field: Field, negated: bool, base: &Value, length: u8) {
+        let facts = field.facts();
+        let mask = ether_mask(length);
+        let operator = if negated { "!=" } else { "==" };
+        self.push(format_args!("{} & ", facts.text));
+        self.value(facts.type_id, &mask);
+        self.push(format_args!(" {operator} "));
+        self.value(facts.type_id, &base.masked(length));
+    }
+
+    fn verdict(&mut self, verdict: &RuleVerdict) {
+        match verdict {
+            RuleVerdict::Accept => self.out.push_str("accept"),
+            RuleVerdict::Drop => self.out.push_str("drop"),
+            RuleVerdict::Return => self.out.push_str("return"),
+            RuleVerdict::Continue => self.out.push_str("continue"),
+            RuleVerdict::Jump(chain) => self.push(format_args!("jump {chain}")),
+            RuleVerdict::Goto(chain) => self.push(format_args!("goto {chain}")),
+        }
+    }
+}
+
+/// The mask of a prefix of a hardware address.
+pub(super) fn ether_mask(length: u8) -> Value {
+    let mask = Bytes::new(&[0; 6]).mask(length);
+    Shape::Ether.value(mask.as_slice()).expect("six bytes")
+}
+
+fn fields_text(fields: &[Field]) -> String {
+    let texts: Vec<&str> = fields.iter().map(|field| field.facts().text).collect();
+    texts.join(" . ")
+}
+
+/// The line that makes a base chain.
+pub(super) fn hook_line(chain: &Chain) -> Option<String> {
+    let base = chain.base?;
+    let kind = match base.kind {
+        ChainKind::Filter => "filter",
+    };
+    let (hook, priority) = (hook_text(base.hook), base.priority);
+    Some(format!(
+        "type {kind} hook {hook} priority {priority}; policy accept;"
+    ))
+}
+
+/// The lines that declare a set, as nft lists them, without the elements.
+pub(super) fn spec_lines(spec: &SetSpec) -> Vec<String> {
+    let data = match spec.data {
+        None => "",
+        Some(MapData::Verdict) => " : verdict",
+        Some(MapData::ClassId) if is_typeof(spec) => " : meta priority",
+        Some(MapData::ClassId) => " : classid",
+    };
+    let key: Vec<&str> = if is_typeof(spec) {
+        spec.key
+            .iter()
+            .map(|field| field.example().facts().text)
+            .collect()
+    } else {
+        spec.key.iter().map(|field| field.name()).collect()
+    };
+    let word = if is_typeof(spec) { "typeof" } else { "type" };
+    let mut lines = vec![format!("{word} {}{data}", key.join(" . "))];
+    lines.push(format!("size {}", spec.size));
+    if spec.interval {
+        lines.push("flags interval".to_owned());
+    }
+    lines
+}
+
+/// Whether a set must be declared by example, because nft has no name for the type of a field.
+pub(super) fn is_typeof(spec: &SetSpec) -> bool {
+    spec.key.contains(&FieldType::Icmpv6Target)
+}
