@@ -382,10 +382,10 @@ fn new_directories_are_followed() {
 
 /// Writes a version of a mounted `ConfigMap` and switches to it as the kubelet does.
 fn mount(directory: &Path, version: &str, text: &str) {
-    fs::create_dir(directory.join(version)).unwrap();
-    fs::write(directory.join(version).join("a.yaml"), text).unwrap();
-    symlink(version, directory.join("..data_tmp")).unwrap();
-    fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
+    fs::create_dir(directory.join(version)).expect("a mount");
+    fs::write(directory.join(version).join("a.yaml"), text).expect("a mount");
+    symlink(version, directory.join("..data_tmp")).expect("a mount");
+    fs::rename(directory.join("..data_tmp"), directory.join("..data")).expect("a mount");
 }
 
 #[test]

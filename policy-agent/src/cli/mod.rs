@@ -9,6 +9,7 @@ mod completions;
 mod error;
 mod explain;
 mod get;
+mod lint;
 mod output;
 mod placeholder;
 mod simulate;
@@ -49,6 +50,8 @@ enum Command {
     Explain(explain::ExplainArguments),
     /// Judges every pair of pods and every declared port; with --with, what a change would change.
     Simulate(simulate::SimulateArguments),
+    /// Says what is wrong with manifests, and what is suspicious.
+    Lint(lint::LintArguments),
     /// Shows whether the agent of this node enforces, and what it awaits.
     Status(status::StatusArguments),
     /// Lists what the agent of this node has.
@@ -171,6 +174,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Agent(arguments) => run_agent(arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Simulate(arguments) => simulate::run(&arguments),
+        Command::Lint(arguments) => lint::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Completions(arguments) => completions::print(

@@ -1,0 +1,283 @@
+//! The program as its users run it: exit status, standard output, standard error. No kernel, no agent.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BASE: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: web, namespace: shop, labels: { app: web } }
+spec: { nodeName: node-a, containers: [ { name: c, image: i } ] }
+status: { podIP: 10.0.0.1 }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: db, namespace: shop, labels: { app: db } }
+spec: { nodeName: node-a, containers: [ { name: c, image: i, ports: [ { containerPort: 5432 } ] } ] }
+status: { podIP: 10.0.0.2 }
+"#;
+
+const CLOSED: &str = r"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: closed, namespace: shop }
+spec: { podSelector: {} }
+";
+
+const BROKEN: &str = r"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: broken, namespace: shop }
+spec:
+  podSelector: {}
+  ingres: []
+";
+
+fn directory(files: &[(&str, &str)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+fn source(directory: &TempDir) -> String {
+    format!("file:{}", directory.path().display())
+}
+
+fn towpath(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("towpath").unwrap();
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TOWPATH_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(arguments)
+        .timeout(std::time::Duration::from_secs(60));
+    command
+}
+
+/// Exit status, JSON on standard output, standard error.
+fn run(arguments: &[&str]) -> (i32, Value, String) {
+    let output = towpath(arguments).output().unwrap();
+    let value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    let remarks = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), value, remarks)
+}
+
+#[test]
+fn simulate_prints_the_matrix() {
+    let base = directory(&[("base.yaml", BASE)]);
+
+    let (status, rows, _) = run(&["simulate", "--source", &source(&base), "-o", "json"]);
+
+    assert_eq!(status, 0);
+    let row = &rows.as_array().unwrap()[0];
+    assert_eq!(rows.as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&row["from"], &row["to"]),
+        (&"shop/web".into(), &"shop/db".into())
+    );
+    assert_eq!(
+        (&row["port"], &row["protocol"]),
+        (&5432.into(), &"tcp".into())
+    );
+    assert_eq!(row["verdict"], "allow");
+}
+
+#[test]
+fn simulate_with_a_change_exits_with_one_if_a_verdict_changes() {
+    let base = directory(&[("base.yaml", BASE)]);
+    let closed = directory(&[("closed.yaml", CLOSED)]);
+    let empty = directory(&[]);
+    let with = |change: &TempDir| {
+        let change = change.path().to_str().unwrap().to_owned();
+        run(&[
+            "simulate",
+            "--source",
+            &source(&base),
+            "--with",
+            &change,
+            "-o",
+            "json",
+        ])
+    };
+
+    let (status, rows, _) = with(&closed);
+    assert_eq!((status, rows.as_array().unwrap().len()), (1, 1));
+    assert_eq!(
+        (&rows[0]["before"], &rows[0]["verdict"]),
+        (&"allow".into(), &"deny".into())
+    );
+
+    let (status, rows, _) = with(&empty);
+    assert_eq!((status, rows), (0, Value::Array(Vec::new())));
+}
+
+#[test]
+fn a_whole_second_directory_shows_what_its_missing_policies_open() {
+    let closed = directory(&[("base.yaml", BASE), ("closed.yaml", CLOSED)]);
+    let open = directory(&[("base.yaml", BASE)]);
+    let change = source(&open);
+
+    let (status, rows, remarks) = run(&[
+        "simulate",
+        "--source",
+        &source(&closed),
+        "--with",
+        &change,
+        "-o",
+        "json",
+    ]);
+
+    assert_eq!(status, 1);
+    assert_eq!(
+        (&rows[0]["before"], &rows[0]["verdict"]),
+        (&"deny".into(), &"allow".into())
+    );
+    assert!(remarks.contains("compared as a whole"), "{remarks}");
+}
+
+#[test]
+fn explain_answers_and_says_what_is_wrong_with_other_manifests() {
+    let broken = directory(&[("base.yaml", BASE), ("broken.yaml", BROKEN)]);
+
+    let (status, answer, remarks) = run(&[
+        "explain",
+        "--source",
+        &source(&broken),
+        "--from",
+        "shop/web",
+        "--to",
+        "shop/db",
+        "--port",
+        "5432/tcp",
+        "-o",
+        "json",
+    ]);
+
+    // The policy is not in force as written, so its subject is closed.
+    assert_eq!((status, &answer["verdict"]), (0, &"deny".into()));
+    assert!(remarks.contains("broken.yaml:"), "{remarks}");
+    assert!(remarks.contains("ingres"), "{remarks}");
+}
+
+#[test]
+fn lint_exits_with_one_if_there_is_an_error() {
+    let good = directory(&[("base.yaml", BASE)]);
+    let broken = directory(&[("base.yaml", BASE), ("broken.yaml", BROKEN)]);
+    let lint =
+        |directory: &TempDir| run(&["lint", directory.path().to_str().unwrap(), "-o", "json"]);
+
+    let (status, findings, _) = lint(&good);
+    let errors = |findings: &Value| {
+        let findings = findings.as_array().unwrap().iter();
+        findings
+            .filter(|finding| finding["severity"] == "error")
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((status, errors(&findings)), (0, Vec::new()));
+
+    let (status, findings, _) = lint(&broken);
+    let errors = errors(&findings);
+    assert_eq!(status, 1);
+    assert!(
+        errors[0]["file"].as_str().unwrap().ends_with("broken.yaml"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn wrong_usage_exits_with_two() {
+    let base = directory(&[("base.yaml", BASE)]);
+    let source = source(&base);
+    let cases: [&[&str]; 6] = [
+        &["frobnicate"],
+        &["explain", "--source", &source],
+        &[
+            "explain", "--source", "shop", "--from", "a/b", "--to", "a/b", "--port", "80",
+        ],
+        &[
+            "explain", "--source", &source, "--from", "web", "--to", "shop/db", "--port", "80",
+        ],
+        &["agent", "--config", "/nonexistent/agent.yaml"],
+        &["uninstall", "--state-dir", "/nonexistent/state"],
+    ];
+    for arguments in cases {
+        let (status, _, remarks) = run(arguments);
+
+        assert_eq!(status, 2, "{arguments:?}: {remarks}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_a_failure() {
+    let (status, _, remarks) = run(&["simulate", "--source", "file:/nonexistent/manifests"]);
+
+    assert_eq!(status, 1);
+    assert!(remarks.contains("/nonexistent/manifests"), "{remarks}");
+}
+
+#[test]
+fn all_faults_of_a_configuration_are_printed() {
+    let directory = directory(&[("agent.yaml", "nod: x\nnflogGroup: -1\n")]);
+    let file = directory.path().join("agent.yaml");
+
+    let (status, _, remarks) = run(&["agent", "--config", file.to_str().unwrap()]);
+
+    assert_eq!(status, 2);
+    for place in ["agent.yaml:1:1", "agent.yaml:2:1", "--node", "--source"] {
+        assert!(remarks.contains(place), "{place} is missing in {remarks}");
+    }
+}
+
+#[test]
+fn status_without_an_agent_says_so() {
+    let directory = directory(&[]);
+    let socket = directory.path().join("towpath.sock");
+
+    let (status, _, remarks) = run(&["status", "--socket", socket.to_str().unwrap()]);
+
+    assert_eq!(status, 1);
+    assert!(remarks.contains("cannot reach the agent"), "{remarks}");
+}
+
+#[test]
+fn completions_and_the_manual_know_the_commands() {
+    for arguments in [&["completions", "bash"][..], &["man"]] {
+        let output = towpath(arguments).output().unwrap();
+
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success());
+        assert!(text.contains("simulate"), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let base = directory(&[("base.yaml", BASE)]);
+    let program = assert_cmd::cargo::cargo_bin("towpath");
+    let pipeline = format!(
+        "set -o pipefail; {} simulate --source {} | true",
+        program.display(),
+        source(&base)
+    );
+    assert!(Path::new("/bin/bash").exists(), "the test needs bash");
+
+    let status = std::process::Command::new("/bin/bash")
+        .args(["-c", &pipeline])
+        .status()
+        .unwrap();
+
+    assert!(status.success());
+}
