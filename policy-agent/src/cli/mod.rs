@@ -86,38 +86,54 @@ struct SocketArguments {
 
 #[derive(Clone, Debug, Args)]
 struct AgentArguments {
-    /// Name of this node, as manifests have it [variable: `TOWPATH_NODE`].
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Name of this node, as manifests have it [env: TOWPATH_NODE]"
+    )]
     node: Option<String>,
-    /// Where manifests come from, as file:DIR [variable: `TOWPATH_SOURCE`].
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Where manifests come from, as file:DIR [env: TOWPATH_SOURCE]"
+    )]
     source: Option<SourceLocation>,
     /// Configuration file in YAML; variables and flags override it.
     #[arg(long, value_name = "FILE", env = "TOWPATH_CONFIG")]
     config: Option<PathBuf>,
-    /// Control socket [variable: `TOWPATH_SOCKET`].
-    #[arg(long, value_name = "PATH")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        help = "Control socket [env: TOWPATH_SOCKET]"
+    )]
     socket: Option<PathBuf>,
-    /// Directory of what must outlive the agent [variable: `TOWPATH_STATE_DIRECTORY`].
-    #[arg(long = "state-dir", value_name = "DIR")]
+    #[arg(
+        long = "state-dir",
+        value_name = "DIR",
+        help = "Directory of what must outlive the agent [env: TOWPATH_STATE_DIRECTORY]"
+    )]
     state_directory: Option<PathBuf>,
-    /// Serve /metrics here; a bare port is loopback [variable: `TOWPATH_METRICS`].
-    #[arg(long, value_name = "ADDR", value_parser = towpath_runtime::http::parse_listen_address)]
+    #[arg(long, value_name = "ADDR", value_parser = towpath_runtime::http::parse_listen_address, help = "Serve /metrics here; a bare port is loopback [env: TOWPATH_METRICS]")]
     metrics: Option<std::net::SocketAddr>,
-    /// Serve /livez and /readyz here; a bare port is loopback [variable: `TOWPATH_HEALTH`].
-    #[arg(long, value_name = "ADDR", value_parser = towpath_runtime::http::parse_listen_address)]
+    #[arg(long, value_name = "ADDR", value_parser = towpath_runtime::http::parse_listen_address, help = "Serve /livez and /readyz here; a bare port is loopback [env: TOWPATH_HEALTH]")]
     health: Option<std::net::SocketAddr>,
-    /// How transactions reach the kernel [variable: `TOWPATH_NFT_BACKEND`].
-    #[arg(long, value_enum)]
+    #[arg(
+        long,
+        value_enum,
+        help = "How transactions reach the kernel [env: TOWPATH_NFT_BACKEND]"
+    )]
     nft_backend: Option<NftBackend>,
-    /// Bridge whose ports are pods; may be repeated [variable: `TOWPATH_POD_BRIDGES`].
-    #[arg(long = "pod-bridge", value_name = "NAME")]
+    #[arg(
+        long = "pod-bridge",
+        value_name = "NAME",
+        help = "Bridge whose ports are pods; may be repeated [env: TOWPATH_POD_BRIDGES]"
+    )]
     pod_bridges: Vec<towpath_core::model::InterfaceName>,
-    /// Log lines as JSON [variable: `TOWPATH_LOG_FORMAT`].
-    #[arg(long)]
+    #[arg(long, help = "Log lines as JSON [env: TOWPATH_LOG_FORMAT]")]
     log_json: bool,
-    /// Log level, or target=level pairs [variable: `TOWPATH_LOG`].
-    #[arg(long, value_name = "FILTER")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        help = "Log level, or target=level pairs [env: TOWPATH_LOG]"
+    )]
     log: Option<String>,
 }
 
