@@ -26,8 +26,25 @@ pub fn is_manifest(path: &Path) -> bool {
     has_extension && !is_hidden
 }
 
-/// Device and inode.
-pub(super) type Identity = (u64, u64);
+/// Which file or directory it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    /// Inodes are used again at once; this tells old and new apart, where the file system keeps it.
+    created: Option<SystemTime>,
+}
+
+impl Identity {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        let created = metadata.created().ok();
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            created,
+        }
+    }
+}
 
 /// What a file looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +58,7 @@ pub(super) struct Signature {
 impl Signature {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
-            identity: (metadata.dev(), metadata.ino()),
+            identity: Identity::of(metadata),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
@@ -85,7 +102,7 @@ pub(super) fn walk(root: &Path, on_directory: &mut dyn FnMut(&Path)) -> io::Resu
     if !metadata.is_dir() {
         return Err(io::Error::from(io::ErrorKind::NotADirectory));
     }
-    let identity = (metadata.dev(), metadata.ino());
+    let identity = Identity::of(&metadata);
     visited.insert(identity);
     on_directory(root);
     let entries = list(root)?;
@@ -152,7 +169,7 @@ fn visit_directory(
     listing: &mut Listing,
     on_directory: &mut dyn FnMut(&Path),
 ) {
-    let identity = (metadata.dev(), metadata.ino());
+    let identity = Identity::of(metadata);
     // A link back to a directory above, or a second way to one that is read already.
     if !visited.insert(identity) {
         return;
@@ -225,7 +242,7 @@ mod tests {
 
         let mut directories = Vec::new();
         let listing = walk(root.path(), &mut |path| {
-            directories.push(path.to_path_buf())
+            directories.push(path.to_path_buf());
         })
         .unwrap();
 

@@ -37,8 +37,10 @@ pub struct FileSource {
     root: PathBuf,
     ledger: Ledger,
     files: BTreeMap<Arc<str>, Known>,
-    /// Device and inode of the root when it was last read.
+    /// The root when it was last read.
     identity: Option<Identity>,
+    /// The root could not be read since then.
+    is_lost: bool,
     state: SourceState,
     /// What was wrong with the directory when it was last walked.
     trouble: Option<String>,
@@ -108,6 +110,7 @@ impl FileSource {
             ledger: Ledger::new(detail == Detail::Everything),
             files: BTreeMap::new(),
             identity: None,
+            is_lost: false,
             state: SourceState::NotInSync { reason },
             trouble: None,
             unreadable: BTreeMap::new(),
@@ -123,7 +126,11 @@ impl FileSource {
     /// Looks at everything that changed since the last call; the first call reads everything.
     pub fn load(&mut self) -> Batch {
         let received = Instant::now();
-        let step = self.scan(&BTreeSet::new(), &mut |_| {});
+        let (mut step, vanished) = self.scan(&BTreeSet::new(), &mut |_| {});
+        if !vanished.is_empty() {
+            let gone = self.take_in(vanished.into_iter().map(|name| (name, None)).collect());
+            step.updates.extend(gone.updates);
+        }
         self.batch(step.updates, received)
     }
 
@@ -168,33 +175,35 @@ impl FileSource {
         }
     }
 
-    /// Looks at the whole directory, but not at `unfinished` files.
+    /// Looks at the whole directory, but not at `unfinished` files. Beside what changed it tells which files are
+    /// not there any more; they stay in force until [`Self::scan_paths`] finds them gone too.
     pub(super) fn scan(
         &mut self,
         unfinished: &BTreeSet<PathBuf>,
         on_directory: &mut dyn FnMut(&Path),
-    ) -> Step {
+    ) -> (Step, Vec<Arc<str>>) {
         let listing = match directory::walk(&self.root, on_directory) {
             Ok(listing) => listing,
             Err(error) => {
-                return self.lose(format!("cannot read {}: {error}", self.root.display()));
+                self.is_lost = true;
+                return (
+                    self.lose(format!("cannot read {}: {error}", self.root.display())),
+                    Vec::new(),
+                );
             }
         };
         let identity = listing.directories.get(&self.root).copied();
-        if listing.files.is_empty() && !self.files.is_empty() && identity != self.identity {
+        // What is mounted there may be gone, or the directory was made anew. Its emptiness says nothing about the
+        // objects.
+        let is_another = self.is_lost || identity != self.identity;
+        if is_another && listing.files.is_empty() && !self.files.is_empty() {
             let reason = format!(
                 "{} is another directory than before, and empty; put the manifests there, or restart",
                 self.root.display()
             );
-            return self.lose(reason);
+            return (self.lose(reason), Vec::new());
         }
-        self.identity = identity;
-        let is_below = |name: &str| {
-            listing
-                .unreadable
-                .iter()
-                .any(|(path, _)| Path::new(name).starts_with(path))
-        };
+        (self.identity, self.is_lost) = (identity, false);
         let mut to_read = Vec::new();
         for (name, signature) in &listing.files {
             let known = self.files.get(name);
@@ -203,21 +212,34 @@ impl FileSource {
                 to_read.push((name.clone(), known.and_then(|known| known.hash)));
             }
         }
-        let is_gone = |name: &&Arc<str>| !listing.files.contains_key(*name) && !is_below(name);
-        let gone: Vec<_> = if listing.is_too_large {
-            Vec::new()
-        } else {
-            self.files.keys().filter(is_gone).cloned().collect()
-        };
+        let vanished = self.vanished(&listing, unfinished);
         self.look_at(&listing);
-        self.take_in(gone, to_read)
+        (self.take_in(to_read), vanished)
+    }
+
+    /// Files that a walk did not find although it should have.
+    fn vanished(&self, listing: &Listing, unfinished: &BTreeSet<PathBuf>) -> Vec<Arc<str>> {
+        if listing.is_too_large {
+            return Vec::new();
+        }
+        let is_below = |name: &Path| {
+            listing
+                .unreadable
+                .iter()
+                .any(|(path, _)| name.starts_with(path))
+        };
+        let is_vanished = |name: &&Arc<str>| {
+            let path = Path::new(&***name);
+            !listing.files.contains_key(*name) && !unfinished.contains(path) && !is_below(path)
+        };
+        self.files.keys().filter(is_vanished).cloned().collect()
     }
 
     /// Looks at some files only.
     pub(super) fn scan_paths(&mut self, paths: &BTreeSet<PathBuf>) -> Step {
         // The directory itself may be gone, and its files with it.
         if std::fs::read_dir(&self.root).is_err() {
-            return self.scan(&BTreeSet::new(), &mut |_| {});
+            return self.scan(paths, &mut |_| {}).0;
         }
         let names = paths
             .iter()
@@ -230,7 +252,7 @@ impl FileSource {
                 (name, hash)
             })
             .collect();
-        self.take_in(Vec::new(), to_read)
+        self.take_in(to_read)
     }
 
     /// Keeps everything and is not in sync.
@@ -261,15 +283,8 @@ impl FileSource {
     }
 
     /// Reads files and enters what they say, until nothing has to be read again.
-    fn take_in(&mut self, gone: Vec<Arc<str>>, mut to_read: Vec<(Arc<str>, Option<u64>)>) -> Step {
-        let mut changes: Vec<_> = gone
-            .into_iter()
-            .map(|name| {
-                self.files.remove(&name);
-                self.unreadable.remove(&name);
-                (name, FileChange::Gone)
-            })
-            .collect();
+    fn take_in(&mut self, mut to_read: Vec<(Arc<str>, Option<u64>)>) -> Step {
+        let mut changes = Vec::new();
         let mut updates = BTreeMap::new();
         let mut is_news = false;
         // Every round reads files that the one before did not, so there are few: a file that comes into force can

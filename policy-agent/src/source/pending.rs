@@ -30,7 +30,6 @@ pub(super) enum Change {
 struct Wait {
     first: Instant,
     due: Instant,
-    is_removal: bool,
 }
 
 /// Paths that wait to be looked at.
@@ -45,7 +44,7 @@ pub(super) struct Pending {
 pub(super) struct Work {
     /// These files, or with `None` the whole directory.
     pub(super) paths: Option<BTreeSet<PathBuf>>,
-    /// Files that are still being written: not to be looked at yet.
+    /// Files that are not to be looked at yet.
     pub(super) unfinished: BTreeSet<PathBuf>,
     /// When the first event behind this work was received.
     pub(super) received: Instant,
@@ -62,9 +61,7 @@ impl Pending {
         let wait = self.paths.entry(path).or_insert(Wait {
             first: now,
             due: now,
-            is_removal: false,
         });
-        wait.is_removal = change == Change::Removed;
         wait.due = match change {
             Change::Complete => now,
             Change::Modified | Change::Removed => (now + QUIET).min(wait.first + PATIENCE),
@@ -74,11 +71,7 @@ impl Pending {
     /// Notes that the whole directory is to be looked at after `delay`.
     pub(super) fn rescan(&mut self, now: Instant, delay: Duration) {
         let due = now + delay;
-        let wait = self.rescan.get_or_insert(Wait {
-            first: now,
-            due,
-            is_removal: false,
-        });
+        let wait = self.rescan.get_or_insert(Wait { first: now, due });
         wait.due = wait.due.min(due);
     }
 
@@ -91,8 +84,8 @@ impl Pending {
             .min()
     }
 
-    /// Takes what is due. Removals go along with the first thing that is: a file that is moved must not be gone
-    /// before it is there again.
+    /// Takes what is due. What waits beside it must not be looked at yet: it is still being written, or seems to be
+    /// removed.
     pub(super) fn take(&mut self, now: Instant) -> Option<Work> {
         if self.due()? > now {
             return None;
@@ -100,7 +93,7 @@ impl Pending {
         let is_rescan = self.rescan.is_some_and(|wait| wait.due <= now);
         let taken: Vec<_> = self
             .paths
-            .extract_if(.., |_, wait| wait.due <= now || wait.is_removal)
+            .extract_if(.., |_, wait| wait.due <= now)
             .collect();
         let rescan = if is_rescan { self.rescan.take() } else { None };
         let received = taken
@@ -171,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_goes_along_with_what_is_complete() {
+    fn a_removal_waits_while_other_files_come() {
         let start = Instant::now();
         let mut pending = Pending::default();
         pending.add("old".into(), Change::Removed, start);
@@ -180,9 +173,12 @@ mod tests {
 
         let work = pending.take(start + MS).unwrap();
 
-        assert_eq!(work.paths, Some(paths(&["new", "old"])));
-        assert_eq!(work.unfinished, paths(&["half"]));
-        assert_eq!(pending.due(), Some(start + QUIET));
+        assert_eq!(work.paths, Some(paths(&["new"])));
+        assert_eq!(work.unfinished, paths(&["half", "old"]));
+        assert_eq!(
+            pending.take(start + QUIET).unwrap().paths,
+            Some(paths(&["half", "old"]))
+        );
     }
 
     #[test]

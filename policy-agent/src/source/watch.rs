@@ -1,8 +1,7 @@
 //! Following a directory: events of the kernel in, batches out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,7 +131,7 @@ impl Watches {
         let Ok(metadata) = std::fs::metadata(path) else {
             return;
         };
-        let identity = (metadata.dev(), metadata.ino());
+        let identity = Identity::of(&metadata);
         if self.watched.get(path) == Some(&identity) {
             return;
         }
@@ -176,11 +175,7 @@ struct Follower<E> {
 impl<E: FnMut(Batch)> Follower<E> {
     fn run(mut self) {
         let started = Instant::now();
-        let step = self
-            .source
-            .scan(&std::collections::BTreeSet::new(), &mut |path| {
-                self.watches.add(path)
-            });
+        let step = self.scan(&BTreeSet::new());
         (self.emit)(self.source.batch(step.updates, started));
         while !self.is_stopped.load(Ordering::Acquire) {
             if !self.receive() {
@@ -189,13 +184,24 @@ impl<E: FnMut(Batch)> Follower<E> {
             if let Some(work) = self.pending.take(Instant::now()) {
                 let step = match &work.paths {
                     Some(paths) => self.source.scan_paths(paths),
-                    None => self
-                        .source
-                        .scan(&work.unfinished, &mut |path| self.watches.add(path)),
+                    None => self.scan(&work.unfinished),
                 };
                 self.tell(step, work.received);
             }
         }
+    }
+
+    /// Looks at the whole directory. Files that are not there any more are looked at again after a moment: they may
+    /// be on their way to another name, or their directory may be about to vanish.
+    fn scan(&mut self, unfinished: &BTreeSet<PathBuf>) -> Step {
+        let watches = &mut self.watches;
+        let (step, vanished) = self.source.scan(unfinished, &mut |path| watches.add(path));
+        let now = Instant::now();
+        for name in vanished {
+            self.pending
+                .add(PathBuf::from(&*name), Change::Removed, now);
+        }
+        step
     }
 
     fn tell(&mut self, step: Step, received: Instant) {
@@ -287,14 +293,7 @@ fn classify(event: Event) -> Vec<(PathBuf, Change)> {
         EventKind::Access(_)
         | EventKind::Create(CreateKind::Folder)
         | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Change::Complete,
-        EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {
-            // Both ends are known, so this is a move and no removal.
-            return event
-                .paths
-                .into_iter()
-                .map(|path| (path, Change::Complete))
-                .collect();
-        }
+        EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => return classify_move(event.paths),
         EventKind::Modify(ModifyKind::Name(RenameMode::From))
         | EventKind::Remove(
             RemoveKind::File | RemoveKind::Folder | RemoveKind::Any | RemoveKind::Other,
@@ -304,4 +303,29 @@ fn classify(event: Event) -> Vec<(PathBuf, Change)> {
         }
     };
     event.paths.into_iter().map(|path| (path, change)).collect()
+}
+
+/// A move of which both ends are known. The old name is gone for good if the new one is read as well; else this may
+/// be an editor that puts its backup aside.
+fn classify_move(paths: Vec<PathBuf>) -> Vec<(PathBuf, Change)> {
+    let is_read = paths
+        .last()
+        .is_some_and(|path| is_manifest(path) || path.is_dir());
+    let from = if is_read {
+        Change::Complete
+    } else {
+        Change::Removed
+    };
+    let last = paths.len().saturating_sub(1);
+    let classify = |(index, path)| {
+        (
+            path,
+            if index == last {
+                Change::Complete
+            } else {
+                from
+            },
+        )
+    };
+    paths.into_iter().enumerate().map(classify).collect()
 }
