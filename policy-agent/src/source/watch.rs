@@ -329,3 +329,83 @@ fn classify_move(paths: Vec<PathBuf>) -> Vec<(PathBuf, Change)> {
     };
     paths.into_iter().enumerate().map(classify).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: EventKind, paths: &[&str]) -> Event {
+        paths
+            .iter()
+            .fold(Event::new(kind), |event, path| event.add_path(path.into()))
+    }
+
+    fn name(mode: RenameMode) -> EventKind {
+        EventKind::Modify(ModifyKind::Name(mode))
+    }
+
+    fn changes(event: Event) -> Vec<(String, Change)> {
+        let show = |(path, change): (PathBuf, Change)| (path.display().to_string(), change);
+        classify(event).into_iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_move_between_two_manifests_is_complete_at_both_ends() {
+        let event = event(name(RenameMode::Both), &["d/a.yaml", "d/b.yaml"]);
+
+        let expected = [
+            ("d/a.yaml".to_owned(), Change::Complete),
+            ("d/b.yaml".to_owned(), Change::Complete),
+        ];
+        assert_eq!(changes(event), expected);
+    }
+
+    #[test]
+    fn an_editor_that_puts_a_backup_aside_has_not_removed_the_file_yet() {
+        for backup in ["d/a.yaml~", "d/.a.yaml.bak"] {
+            let event = event(name(RenameMode::Both), &["d/a.yaml", backup]);
+            assert_eq!(changes(event)[0], ("d/a.yaml".to_owned(), Change::Removed));
+        }
+    }
+
+    #[test]
+    fn an_editor_that_saves_by_moving_and_writing_causes_one_look() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        let saved = [
+            event(name(RenameMode::From), &["a.yaml"]),
+            event(name(RenameMode::Both), &["a.yaml", "a.yaml~"]),
+            event(EventKind::Create(CreateKind::File), &["a.yaml"]),
+            event(EventKind::Modify(ModifyKind::Any), &["a.yaml"]),
+            event(
+                EventKind::Access(AccessKind::Close(AccessMode::Write)),
+                &["a.yaml"],
+            ),
+        ];
+        for (step, event) in (0..).zip(saved) {
+            let now = start + Duration::from_millis(10) * step;
+            assert_eq!(pending.take(now), None);
+            for (path, change) in classify(event)
+                .into_iter()
+                .filter(|(path, _)| is_manifest(path))
+            {
+                pending.add(path, change, now);
+            }
+        }
+
+        let work = pending.take(start + Duration::from_millis(40)).unwrap();
+
+        assert_eq!(work.paths, Some([PathBuf::from("a.yaml")].into()));
+        assert_eq!(work.received, start);
+    }
+
+    #[test]
+    fn only_what_may_hold_manifests_counts_as_a_directory() {
+        for name in ["d/sub", "d/..data", "d/4913"] {
+            assert!(is_directory_like(Path::new(name)), "{name}");
+        }
+        for name in ["d/.git", "d/..data_tmp", "d/a~", "d/#a#"] {
+            assert!(!is_directory_like(Path::new(name)), "{name}");
+        }
+    }
+}
