@@ -40,17 +40,40 @@ pub(super) struct Piece {
 impl Piece {
     /// The piece as blocks.
     pub(super) fn networks(&self) -> Vec<IpNet> {
-        if self.is_v6 {
-            let subnets =
-                Ipv6Subnets::new(Ipv6Addr::from(self.first), Ipv6Addr::from(self.last), 0);
-            return subnets.map(IpNet::V6).collect();
-        }
-        let address = |number: u128| {
-            Ipv4Addr::from(u32::try_from(number).expect("bounds of an IPv4 block fit 32 bits"))
-        };
-        Ipv4Subnets::new(address(self.first), address(self.last), 0)
-            .map(IpNet::V4)
-            .collect()
+        networks(self.is_v6, self.first, self.last)
+    }
+}
+
+/// A stretch of addresses as blocks.
+fn networks(is_v6: bool, first: u128, last: u128) -> Vec<IpNet> {
+    if is_v6 {
+        let subnets = Ipv6Subnets::new(Ipv6Addr::from(first), Ipv6Addr::from(last), 0);
+        return subnets.map(IpNet::V6).collect();
+    }
+    let address = |number: u128| {
+        Ipv4Addr::from(u32::try_from(number).expect("bounds of an IPv4 block fit 32 bits"))
+    };
+    Ipv4Subnets::new(address(first), address(last), 0)
+        .map(IpNet::V4)
+        .collect()
+}
+
+/// A stretch of addresses that lies in one piece (or none) of an old partition and of a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Overlap {
+    is_v6: bool,
+    first: u128,
+    last: u128,
+    /// Index of the old piece.
+    pub(super) old: Option<usize>,
+    /// Index of the new piece.
+    pub(super) new: Option<usize>,
+}
+
+impl Overlap {
+    /// The stretch as blocks.
+    pub(super) fn networks(&self) -> Vec<IpNet> {
+        networks(self.is_v6, self.first, self.last)
     }
 }
 
@@ -142,15 +165,60 @@ impl Partition {
         &self.pieces
     }
 
+    /// The index of the piece that holds an address.
+    pub(super) fn position(&self, address: IpAddr) -> Option<usize> {
+        let (is_v6, position) = number(address);
+        self.piece_at(is_v6, position)
+    }
+
     /// The matchers of an address.
     pub(super) fn matchers(&self, address: IpAddr) -> &[MatcherId] {
-        let (is_v6, position) = number(address);
+        self.position(address)
+            .map_or(&[], |index| &self.pieces[index].matchers)
+    }
+
+    fn piece_at(&self, is_v6: bool, position: u128) -> Option<usize> {
         let after = self
             .pieces
             .partition_point(|piece| (piece.is_v6, piece.first) <= (is_v6, position));
-        match after.checked_sub(1).map(|index| &self.pieces[index]) {
-            Some(piece) if piece.is_v6 == is_v6 && position <= piece.last => &piece.matchers,
-            _ => &[],
+        let index = after.checked_sub(1)?;
+        let piece = &self.pieces[index];
+        (piece.is_v6 == is_v6 && position <= piece.last).then_some(index)
+    }
+
+    /// The common refinement with a newer partition, where either has a piece.
+    pub(super) fn overlaps(&self, new: &Self) -> Vec<Overlap> {
+        let pieces = || self.pieces.iter().chain(&new.pieces);
+        let mut cuts: BTreeSet<(bool, u128)> = BTreeSet::new();
+        for piece in pieces() {
+            cuts.insert((piece.is_v6, piece.first));
+            cuts.extend(piece.last.checked_add(1).map(|next| (piece.is_v6, next)));
         }
+        let ends: BTreeSet<(bool, u128)> =
+            pieces().map(|piece| (piece.is_v6, piece.last)).collect();
+        let mut overlaps = Vec::new();
+        let mut cuts = cuts.into_iter().peekable();
+        while let Some((is_v6, first)) = cuts.next() {
+            let (old, current) = (self.piece_at(is_v6, first), new.piece_at(is_v6, first));
+            if old.is_none() && current.is_none() {
+                continue;
+            }
+            // The last piece of a family may end where no number follows.
+            let last = match cuts.peek() {
+                Some((family, next)) if *family == is_v6 => next - 1,
+                _ => ends
+                    .range(..=(is_v6, u128::MAX))
+                    .next_back()
+                    .map_or(first, |(_, last)| *last),
+            };
+            overlaps.push(Overlap {
+                is_v6,
+                first,
+                last,
+                old,
+                new: current,
+            });
+        }
+        overlaps
     }
 }

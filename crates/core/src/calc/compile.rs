@@ -3,8 +3,6 @@
 //! A rule is broken into terms: one matcher (or anybody) and the ports that it opens to it. A peer is known by
 //! the matchers that it meets, surely or perhaps (a workload of an unknown namespace, edge case 2).
 
-use std::collections::BTreeSet;
-
 use super::port_space::PortSpace;
 use crate::model::{Action, TierDefault};
 
@@ -14,8 +12,8 @@ pub(super) type MatcherId = u32;
 /// What one claimant of an address meets: matcher, and whether for sure. Sorted.
 pub(super) type Claimant = Vec<(MatcherId, bool)>;
 
-/// All claimants of an address; what it may reach is what every one of them may.
-pub(super) type Signature = BTreeSet<Claimant>;
+/// All claimants of an address, sorted, each kind once; what it may reach is what every one of them may.
+pub(super) type Signature = Vec<Claimant>;
 
 /// A part of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,9 +60,10 @@ impl CompiledTier {
         let mut passed = PortSpace::default();
         // Where a Pass applies perhaps: both outcomes must allow.
         let mut perhaps_passed = PortSpace::default();
-        for rule in &self.rules {
-            let [sure, perhaps] = rule.regions(claimant);
-            match rule.action {
+        // Neighbours with one action are one rule: their order does not matter.
+        for rules in self.rules.chunk_by(|a, b| a.action == b.action) {
+            let [sure, perhaps] = regions(rules, claimant);
+            match rules[0].action {
                 Action::Accept => {
                     accepted = accepted.union(&undecided.intersection(&sure));
                     undecided = undecided.difference(&sure);
@@ -72,8 +71,8 @@ impl CompiledTier {
                 Action::Deny => undecided = undecided.difference(&sure.union(&perhaps)),
                 Action::Pass => {
                     passed = passed.union(&undecided.intersection(&sure));
-                    undecided = undecided.difference(&sure);
                     perhaps_passed = perhaps_passed.union(&undecided.intersection(&perhaps));
+                    undecided = undecided.difference(&sure);
                 }
             }
         }
@@ -85,21 +84,26 @@ impl CompiledTier {
     }
 }
 
-impl CompiledRule {
-    /// Ports that this rule matches for a claimant: for sure, and perhaps.
-    fn regions(&self, claimant: &Claimant) -> [PortSpace; 2] {
-        let mut regions = [PortSpace::default(), PortSpace::default()];
-        for term in &self.terms {
-            let is_sure = match term.matcher {
-                None => true,
-                Some(matcher) => match claimant.binary_search_by_key(&matcher, |(id, _)| *id) {
-                    Ok(index) => claimant[index].1,
-                    Err(_) => continue,
-                },
-            };
-            let region = &mut regions[usize::from(!is_sure)];
-            *region = region.union(&term.ports);
-        }
-        regions
+/// What some rules match for a claimant: for sure, and perhaps.
+fn regions(rules: &[CompiledRule], claimant: &Claimant) -> [PortSpace; 2] {
+    let mut met: [Vec<&PortSpace>; 2] = [Vec::new(), Vec::new()];
+    for term in rules.iter().flat_map(|rule| &rule.terms) {
+        let is_sure = match term.matcher {
+            None => true,
+            Some(matcher) => match claimant.binary_search_by_key(&matcher, |(id, _)| *id) {
+                Ok(index) => claimant[index].1,
+                Err(_) => continue,
+            },
+        };
+        met[usize::from(!is_sure)].push(&term.ports);
     }
+    met.map(PortSpace::union_of)
+}
+
+/// Whether a signature meets any of these matchers (sorted).
+pub(super) fn is_met(signature: &Signature, matchers: &[MatcherId]) -> bool {
+    signature
+        .iter()
+        .flatten()
+        .any(|(id, _)| matchers.binary_search(id).is_ok())
 }

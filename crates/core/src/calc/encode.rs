@@ -22,11 +22,11 @@ const MOST_ENTRIES: usize = 2_000;
 /// Entries of one endpoint and direction, without the endpoint's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Encoded {
-    pub(super) exact: Vec<(ClassId, Protocol, u16, Verdict)>,
-    pub(super) class_protocol: Vec<(ClassId, Protocol, Verdict)>,
-    pub(super) class_any: Vec<(ClassId, Verdict)>,
-    pub(super) any: Vec<(Protocol, u16, Verdict)>,
-    pub(super) profile: Option<Arc<Profile>>,
+    pub(super) exact: BTreeMap<(ClassId, Protocol, u16), Verdict>,
+    pub(super) class_protocol: BTreeMap<(ClassId, Protocol), Verdict>,
+    pub(super) class_any: BTreeMap<ClassId, Verdict>,
+    pub(super) any: BTreeMap<(Protocol, u16), Verdict>,
+    pub(super) profile: Option<(ProfileId, Arc<Profile>)>,
     pub(super) default: Verdict,
 }
 
@@ -53,21 +53,15 @@ impl ClassEntries {
 }
 
 /// Encodes the base and every class that differs from it.
-pub(super) fn encode(base: &PortSpace, classes: &[(ClassId, Arc<PortSpace>)]) -> Encoded {
+pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace>>) -> Encoded {
     let mut encoded = Encoded {
-        exact: Vec::new(),
-        class_protocol: Vec::new(),
-        class_any: Vec::new(),
-        any: Vec::new(),
-        profile: None,
         default: verdict(base.other),
+        ..Encoded::empty()
     };
     let base_rules = encode_base(base, &mut encoded.any);
     let mut groups: BTreeMap<&PortSpace, Vec<ClassId>> = BTreeMap::new();
-    for (class, allowed) in classes {
-        if **allowed != *base {
-            groups.entry(allowed).or_default().push(*class);
-        }
+    for (class, allowed) in classes.iter().filter(|(_, allowed)| ***allowed != *base) {
+        groups.entry(allowed).or_default().push(*class);
     }
     let mut in_profile: Vec<(&PortSpace, Vec<ClassId>)> = Vec::new();
     let mut in_hash: Vec<(&PortSpace, Vec<ClassId>, ClassEntries)> = Vec::new();
@@ -83,42 +77,64 @@ pub(super) fn encode(base: &PortSpace, classes: &[(ClassId, Arc<PortSpace>)]) ->
         total += members.len() * entries.len();
         if total > MOST_ENTRIES {
             in_profile.push((allowed, members));
-            continue;
-        }
-        for class in members {
-            encoded.exact.extend(
-                entries
-                    .exact
-                    .iter()
-                    .map(|(p, port, v)| (class, *p, *port, *v)),
-            );
-            encoded
-                .class_protocol
-                .extend(entries.protocol.iter().map(|(p, v)| (class, *p, *v)));
-            encoded.class_any.extend(entries.any.map(|v| (class, v)));
+        } else {
+            members
+                .into_iter()
+                .for_each(|class| encoded.add(class, &entries));
         }
     }
     let mut rules = Vec::new();
-    for (allowed, mut members) in in_profile {
-        members.sort_unstable();
+    for (allowed, members) in in_profile {
         // What the base has in a hash map would be read before the profile.
-        for (protocol, port, base_verdict) in &encoded.any {
+        for ((protocol, port), base_verdict) in &encoded.any {
             let own = verdict(contains(allowed.of(*protocol), *port));
             if own != *base_verdict {
-                encoded
-                    .exact
-                    .extend(members.iter().map(|class| (*class, *protocol, *port, own)));
+                let shadows = members
+                    .iter()
+                    .map(|class| ((*class, *protocol, *port), own));
+                encoded.exact.extend(shadows);
             }
         }
         class_rules(allowed, &members.into(), &mut rules);
     }
     rules.extend(base_rules);
-    encoded.profile = (!rules.is_empty()).then(|| Arc::new(Profile { rules }));
+    if !rules.is_empty() {
+        let profile = Arc::new(Profile { rules });
+        encoded.profile = Some((profile_id(&profile), profile));
+    }
     encoded
 }
 
+impl Encoded {
+    /// No entries.
+    pub(super) fn empty() -> Self {
+        Self {
+            exact: BTreeMap::new(),
+            class_protocol: BTreeMap::new(),
+            class_any: BTreeMap::new(),
+            any: BTreeMap::new(),
+            profile: None,
+            default: Verdict::Deny,
+        }
+    }
+
+    fn add(&mut self, class: ClassId, entries: &ClassEntries) {
+        let exact = entries
+            .exact
+            .iter()
+            .map(|(protocol, port, v)| ((class, *protocol, *port), *v));
+        self.exact.extend(exact);
+        let protocols = entries
+            .protocol
+            .iter()
+            .map(|(protocol, v)| ((class, *protocol), *v));
+        self.class_protocol.extend(protocols);
+        self.class_any.extend(entries.any.map(|v| (class, v)));
+    }
+}
+
 /// Writes the base as single ports where they are few; returns the profile rules for the rest.
-fn encode_base(base: &PortSpace, any: &mut Vec<(Protocol, u16, Verdict)>) -> Vec<ProfileRule> {
+fn encode_base(base: &PortSpace, any: &mut BTreeMap<(Protocol, u16), Verdict>) -> Vec<ProfileRule> {
     let mut rules = Vec::new();
     let constant = if base.other {
         PortSpace::full()
@@ -132,7 +148,7 @@ fn encode_base(base: &PortSpace, any: &mut Vec<(Protocol, u16, Verdict)>) -> Vec
             any.extend(
                 points
                     .into_iter()
-                    .map(|port| (protocol, port, verdict(!base.other))),
+                    .map(|port| ((protocol, port), verdict(!base.other))),
             );
             continue;
         }

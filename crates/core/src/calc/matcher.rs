@@ -1,13 +1,16 @@
-//! Matchers: the peer conditions of active policies, numbered.
-
-use std::net::IpAddr;
+//! Matchers: the peer conditions of active policies, numbered and counted.
+//!
+//! A number is never given to another matcher, so a signature means the same for ever.
 
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use smol_str::SmolStr;
 
 use super::compile::MatcherId;
-use crate::model::{Cluster, Endpoint, NamespaceMatch, Protocol, Selector};
+use crate::model::{Endpoint, Labels, Namespace, NamespaceMatch, Protocol, Selector};
+
+/// A named port and the number behind it.
+pub(super) type Served = (SmolStr, Protocol, u16);
 
 /// A condition on a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,93 +19,204 @@ pub(super) enum Matcher {
     Workloads {
         namespaces: NamespaceMatch,
         pods: Selector,
-        serves: Option<(SmolStr, Protocol, u16)>,
+        serves: Option<Served>,
     },
     /// Any workload that serves a named port under this number, its namespace known or not.
-    Serving {
-        name: SmolStr,
-        protocol: Protocol,
-        number: u16,
-    },
+    Serving(Served),
     /// Addresses in `cidr` and in none of `except`.
     Network { cidr: IpNet, except: Vec<IpNet> },
     /// Host identities of nodes.
     Nodes(Selector),
 }
 
-impl Matcher {
-    /// Whether it meets a workload: `None` when not, `Some(false)` when perhaps.
-    pub(super) fn meets_workload(&self, cluster: &Cluster, endpoint: &Endpoint) -> Option<bool> {
-        let (namespaces, pods) = match self {
-            Self::Workloads {
-                namespaces,
-                pods,
-                serves,
+/// A change of the set of matchers in use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MatcherChanges {
+    pub(super) changed: Vec<Matcher>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    matcher: Matcher,
+    references: u32,
+}
+
+/// The matchers in use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Matchers {
+    numbers: FxHashMap<Matcher, MatcherId>,
+    entries: FxHashMap<MatcherId, Entry>,
+    next: MatcherId,
+    /// Workload matchers by the known namespaces that they select.
+    by_namespace: FxHashMap<SmolStr, Vec<MatcherId>>,
+    workloads: Vec<MatcherId>,
+    serving: Vec<MatcherId>,
+    nodes: Vec<MatcherId>,
+}
+
+impl Matchers {
+    /// Takes a reference to a matcher; a new one is noted in `changes`.
+    pub(super) fn acquire<'n>(
+        &mut self,
+        matcher: Matcher,
+        namespaces: impl Iterator<Item = &'n Namespace>,
+        changes: &mut MatcherChanges,
+    ) -> MatcherId {
+        if let Some(id) = self.numbers.get(&matcher) {
+            let entry = self
+                .entries
+                .get_mut(id)
+                .expect("a numbered matcher has an entry");
+            entry.references += 1;
+            return *id;
+        }
+        let id = self.next;
+        self.next += 1;
+        match &matcher {
+            Matcher::Workloads {
+                namespaces: wanted, ..
             } => {
-                if serves
-                    .as_ref()
-                    .is_some_and(|wanted| !is_served(endpoint, wanted))
-                {
-                    return None;
+                self.workloads.push(id);
+                for namespace in namespaces.filter(|namespace| selects(wanted, namespace)) {
+                    self.by_namespace
+                        .entry(namespace.name.clone())
+                        .or_default()
+                        .push(id);
                 }
-                (namespaces, pods)
             }
-            Self::Serving {
-                name,
-                protocol,
-                number,
-            } => {
-                return is_served(endpoint, &(name.clone(), *protocol, *number)).then_some(true);
-            }
-            Self::Network { .. } | Self::Nodes(_) => return None,
-        };
-        let Some(namespace) = cluster.namespaces.get(&endpoint.id.namespace) else {
-            return Some(false);
-        };
-        let in_namespace = match namespaces {
-            NamespaceMatch::Is(name) => *name == namespace.name,
-            NamespaceMatch::Matching(selector) => selector.matches(&namespace.labels),
-        };
-        (in_namespace && pods.matches(&endpoint.labels)).then_some(true)
+            Matcher::Serving(_) => self.serving.push(id),
+            Matcher::Nodes(_) => self.nodes.push(id),
+            Matcher::Network { .. } => {}
+        }
+        changes.changed.push(matcher.clone());
+        self.numbers.insert(matcher.clone(), id);
+        self.entries.insert(
+            id,
+            Entry {
+                matcher,
+                references: 1,
+            },
+        );
+        id
     }
 
-    /// Whether it meets an address, whoever owns it.
-    pub(super) fn meets_address(&self, cluster: &Cluster, address: IpAddr) -> bool {
-        match self {
-            Self::Workloads { .. } | Self::Serving { .. } => false,
-            Self::Network { cidr, except } => {
-                cidr.contains(&address) && !except.iter().any(|hole| hole.contains(&address))
-            }
-            Self::Nodes(selector) => cluster
-                .nodes
-                .values()
-                .any(|node| selector.matches(&node.labels) && node.addresses.contains(&address)),
+    /// Gives a reference back; the last one is noted in `changes`.
+    pub(super) fn release(&mut self, id: MatcherId, changes: &mut MatcherChanges) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.references -= 1;
+        if entry.references > 0 {
+            return;
         }
+        let Some(Entry { matcher, .. }) = self.entries.remove(&id) else {
+            return;
+        };
+        self.numbers.remove(&matcher);
+        match &matcher {
+            Matcher::Workloads { .. } => {
+                self.workloads.retain(|other| *other != id);
+                self.by_namespace.retain(|_, ids| {
+                    ids.retain(|other| *other != id);
+                    !ids.is_empty()
+                });
+            }
+            Matcher::Serving(_) => self.serving.retain(|other| *other != id),
+            Matcher::Nodes(_) => self.nodes.retain(|other| *other != id),
+            Matcher::Network { .. } => {}
+        }
+        changes.changed.push(matcher);
+    }
+
+    /// A namespace is new, has other labels, or is gone.
+    pub(super) fn rescan_namespace(&mut self, name: &SmolStr, namespace: Option<&Namespace>) {
+        self.by_namespace.remove(name);
+        let Some(namespace) = namespace else { return };
+        let is_selecting = |id: &&MatcherId| match &self.entries[*id].matcher {
+            Matcher::Workloads { namespaces, .. } => selects(namespaces, namespace),
+            _ => false,
+        };
+        let selecting: Vec<MatcherId> = self
+            .workloads
+            .iter()
+            .filter(is_selecting)
+            .copied()
+            .collect();
+        if !selecting.is_empty() {
+            self.by_namespace.insert(name.clone(), selecting);
+        }
+    }
+
+    /// The blocks of network matchers.
+    pub(super) fn networks(&self) -> impl Iterator<Item = (MatcherId, &IpNet, &[IpNet])> {
+        self.entries
+            .iter()
+            .filter_map(|(id, entry)| match &entry.matcher {
+                Matcher::Network { cidr, except } => Some((*id, cidr, except.as_slice())),
+                _ => None,
+            })
+    }
+
+    /// Adds what a workload meets: matcher, and whether for sure.
+    pub(super) fn of_workload(
+        &self,
+        endpoint: &Endpoint,
+        is_namespace_known: bool,
+        met: &mut Vec<(MatcherId, bool)>,
+    ) {
+        if is_namespace_known {
+            let ids = self
+                .by_namespace
+                .get(&endpoint.id.namespace)
+                .map_or(&[][..], Vec::as_slice);
+            let matching = ids.iter().filter(|id| match &self.entries[*id].matcher {
+                Matcher::Workloads { pods, serves, .. } => {
+                    pods.matches(&endpoint.labels)
+                        && serves
+                            .as_ref()
+                            .is_none_or(|served| is_served(endpoint, served))
+                }
+                _ => false,
+            });
+            met.extend(matching.map(|id| (*id, true)));
+        } else {
+            let possible = self
+                .workloads
+                .iter()
+                .filter(|id| match &self.entries[*id].matcher {
+                    Matcher::Workloads { serves, .. } => serves
+                        .as_ref()
+                        .is_none_or(|served| is_served(endpoint, served)),
+                    _ => false,
+                });
+            met.extend(possible.map(|id| (*id, false)));
+        }
+        let serving = self.serving.iter().filter(|id| {
+            matches!(&self.entries[*id].matcher, Matcher::Serving(served) if is_served(endpoint, served))
+        });
+        met.extend(serving.map(|id| (*id, true)));
+    }
+
+    /// Adds the node matchers that meet a node with these labels.
+    pub(super) fn of_node(&self, labels: &Labels, met: &mut Vec<(MatcherId, bool)>) {
+        let matching = self.nodes.iter().filter(
+            |id| matches!(&self.entries[*id].matcher, Matcher::Nodes(selector) if selector.matches(labels)),
+        );
+        met.extend(matching.map(|id| (*id, true)));
+    }
+}
+
+/// Whether a condition on namespaces holds for this one.
+pub(super) fn selects(wanted: &NamespaceMatch, namespace: &Namespace) -> bool {
+    match wanted {
+        NamespaceMatch::Is(name) => *name == namespace.name,
+        NamespaceMatch::Matching(selector) => selector.matches(&namespace.labels),
     }
 }
 
 /// Whether an endpoint declares this named port.
-fn is_served(endpoint: &Endpoint, (name, protocol, number): &(SmolStr, Protocol, u16)) -> bool {
+pub(super) fn is_served(endpoint: &Endpoint, (name, protocol, number): &Served) -> bool {
     endpoint.ports.iter().any(|port| {
         port.name.as_ref() == Some(name) && port.protocol == *protocol && port.number == *number
     })
-}
-
-/// Numbers for matchers; a matcher keeps its number.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Matchers {
-    numbers: FxHashMap<Matcher, MatcherId>,
-}
-
-impl Matchers {
-    /// The number of a matcher, a new one if need be.
-    pub(super) fn number(&mut self, matcher: Matcher) -> MatcherId {
-        let next = MatcherId::try_from(self.numbers.len()).expect("fewer than 2^32 matchers");
-        *self.numbers.entry(matcher).or_insert(next)
-    }
-
-    /// All of them.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Matcher, MatcherId)> {
-        self.numbers.iter().map(|(matcher, id)| (matcher, *id))
-    }
 }

@@ -33,6 +33,43 @@ impl PortSpace {
         space
     }
 
+    /// The union of many ranges, in any order.
+    pub(super) fn of_ranges(mut ranges: Vec<(Protocol, u16, u16)>) -> Self {
+        ranges.sort_unstable();
+        let mut space = Self::default();
+        for (protocol, first, last) in ranges {
+            let ports = &mut space.ports[index(protocol)];
+            match ports.last_mut() {
+                Some(previous) if u32::from(first) <= u32::from(previous.1) + 1 => {
+                    previous.1 = previous.1.max(last);
+                }
+                _ => ports.push((first, last)),
+            }
+        }
+        space
+    }
+
+    /// The union of many, at once.
+    pub(super) fn union_of(spaces: Vec<&Self>) -> Self {
+        if let [single] = spaces.as_slice() {
+            return (*single).clone();
+        }
+        let ranges = |space: &Self| {
+            let of = |protocol| {
+                space
+                    .of(protocol)
+                    .iter()
+                    .map(move |(first, last)| (protocol, *first, *last))
+            };
+            Protocol::ALL.into_iter().flat_map(of).collect::<Vec<_>>()
+        };
+        let other = spaces.iter().any(|space| space.other);
+        Self {
+            other,
+            ..Self::of_ranges(spaces.into_iter().flat_map(ranges).collect())
+        }
+    }
+
     /// The ports of one protocol.
     pub(super) fn of(&self, protocol: Protocol) -> &Ranges {
         &self.ports[index(protocol)]

@@ -1,0 +1,192 @@
+//! Who claims an address, who shows it, which numbers stand behind a port's name.
+//!
+//! Every insertion has one removal with the same key, made from the same version of the object.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use smol_str::SmolStr;
+
+use crate::model::{
+    Cluster, Endpoint, EndpointId, InterfaceName, Node, ObservedInterface, Protocol,
+};
+
+/// Lookups over the state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Index {
+    claims: FxHashMap<IpAddr, Vec<EndpointId>>,
+    shown: FxHashMap<IpAddr, Vec<u32>>,
+    nodes: FxHashMap<IpAddr, Vec<SmolStr>>,
+    bound: FxHashMap<InterfaceName, Vec<EndpointId>>,
+    numbers: FxHashMap<SmolStr, BTreeMap<(Protocol, u16), u32>>,
+    /// Live workloads by namespace, counted.
+    namespaces: FxHashMap<SmolStr, u32>,
+}
+
+fn add<K: std::hash::Hash + Eq, V: Ord>(map: &mut FxHashMap<K, Vec<V>>, key: K, value: V) {
+    let values = map.entry(key).or_default();
+    if let Err(position) = values.binary_search(&value) {
+        values.reserve_exact(1);
+        values.insert(position, value);
+    }
+}
+
+fn remove<K: std::hash::Hash + Eq, V: Ord>(map: &mut FxHashMap<K, Vec<V>>, key: &K, value: &V) {
+    if let Some(values) = map.get_mut(key) {
+        values.retain(|other| other != value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+impl Index {
+    /// Takes a version of an endpoint in; returns names of ports that now stand for other numbers.
+    pub(super) fn add_endpoint(
+        &mut self,
+        endpoint: &Endpoint,
+        renumbered: &mut FxHashSet<SmolStr>,
+    ) {
+        if !endpoint.is_workload() {
+            return;
+        }
+        *self
+            .namespaces
+            .entry(endpoint.id.namespace.clone())
+            .or_insert(0) += 1;
+        for address in &endpoint.addresses {
+            add(&mut self.claims, *address, endpoint.id.clone());
+        }
+        if let Some(interface) = &endpoint.interface {
+            add(&mut self.bound, interface.clone(), endpoint.id.clone());
+        }
+        for port in &endpoint.ports {
+            let Some(name) = &port.name else { continue };
+            let count = self
+                .numbers
+                .entry(name.clone())
+                .or_default()
+                .entry((port.protocol, port.number));
+            let count = count.or_insert(0);
+            *count += 1;
+            if *count == 1 {
+                renumbered.insert(name.clone());
+            }
+        }
+    }
+
+    /// Takes a version of an endpoint out.
+    pub(super) fn remove_endpoint(
+        &mut self,
+        endpoint: &Endpoint,
+        renumbered: &mut FxHashSet<SmolStr>,
+    ) {
+        if !endpoint.is_workload() {
+            return;
+        }
+        if let Some(count) = self.namespaces.get_mut(&endpoint.id.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(&endpoint.id.namespace);
+            }
+        }
+        for address in &endpoint.addresses {
+            remove(&mut self.claims, address, &endpoint.id);
+        }
+        if let Some(interface) = &endpoint.interface {
+            remove(&mut self.bound, interface, &endpoint.id);
+        }
+        for port in &endpoint.ports {
+            let Some(name) = &port.name else { continue };
+            let Some(numbers) = self.numbers.get_mut(name) else {
+                continue;
+            };
+            let key = (port.protocol, port.number);
+            if let Some(count) = numbers.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    numbers.remove(&key);
+                    renumbered.insert(name.clone());
+                }
+            }
+        }
+    }
+
+    /// Takes a version of a node in.
+    pub(super) fn add_node(&mut self, node: &Node) {
+        for address in &node.addresses {
+            add(&mut self.nodes, *address, node.name.clone());
+        }
+    }
+
+    /// Takes a version of a node out.
+    pub(super) fn remove_node(&mut self, node: &Node) {
+        for address in &node.addresses {
+            remove(&mut self.nodes, address, &node.name);
+        }
+    }
+
+    /// Takes a version of an interface in.
+    pub(super) fn add_interface(&mut self, interface: &ObservedInterface) {
+        for address in &interface.addresses {
+            add(&mut self.shown, *address, interface.index);
+        }
+    }
+
+    /// Takes a version of an interface out.
+    pub(super) fn remove_interface(&mut self, interface: &ObservedInterface) {
+        for address in &interface.addresses {
+            remove(&mut self.shown, address, &interface.index);
+        }
+    }
+
+    /// The live workloads that list an address.
+    pub(super) fn claimants(&self, address: IpAddr) -> &[EndpointId] {
+        self.claims.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// The interfaces that show an address.
+    pub(super) fn interfaces(&self, address: IpAddr) -> &[u32] {
+        self.shown.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes whose identity an address is.
+    pub(super) fn nodes(&self, address: IpAddr) -> &[SmolStr] {
+        self.nodes.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// The endpoints that name an interface.
+    pub(super) fn bound_to(&self, interface: &InterfaceName) -> &[EndpointId] {
+        self.bound.get(interface).map_or(&[], Vec::as_slice)
+    }
+
+    /// The numbers that somebody serves under a name.
+    pub(super) fn numbers(&self, name: &str) -> impl Iterator<Item = (Protocol, u16)> {
+        self.numbers
+            .get(name)
+            .into_iter()
+            .flat_map(|numbers| numbers.keys().copied())
+    }
+
+    /// The endpoints of namespaces that are not known.
+    pub(super) fn homeless<'c>(&self, cluster: &'c Cluster) -> Vec<&'c Endpoint> {
+        let unknown = self
+            .namespaces
+            .keys()
+            .filter(|name| !cluster.namespaces.contains_key(*name));
+        unknown
+            .flat_map(|name| super::endpoints_of(cluster, name))
+            .collect()
+    }
+
+    /// Every address of a workload or node.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.claims.keys().chain(self.nodes.keys()).copied()
+    }
+
+    /// Every address of a node.
+    pub(super) fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.nodes.keys().copied()
+    }
+}

@@ -1,0 +1,301 @@
+//! Which addresses are programmed here, and what rules apply to them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use smol_str::SmolStr;
+
+use super::compile::{CompiledRule, CompiledTier, MatcherId, Term};
+use super::index::Index;
+use super::matcher::{Matcher, MatcherChanges, Matchers, selects};
+use super::port_space::PortSpace;
+use crate::model::{
+    Cluster, Direction, Endpoint, EndpointId, EndpointKind, Peer, Peers, Policy, PolicyId,
+    PolicyKind, PortMatch, Ports, Protocol, Rule,
+};
+use crate::tables::Binding;
+
+/// The rules of one direction of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Compiled {
+    pub(super) tiers: Vec<CompiledTier>,
+    /// Every matcher in them, each with a reference; sorted.
+    pub(super) matchers: Vec<MatcherId>,
+    /// Names of ports whose numbers were looked up at other endpoints.
+    pub(super) names: Vec<SmolStr>,
+}
+
+/// A programmed address of this node.
+#[derive(Clone, Debug)]
+pub(super) struct Local {
+    pub(super) binding: Binding,
+    /// Ingress and egress, as [`Direction::BOTH`].
+    pub(super) compiled: [Arc<Compiled>; 2],
+}
+
+/// Everything that resolving and compiling reads.
+pub(super) struct Reader<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) node: &'a str,
+    pub(super) index: &'a Index,
+}
+
+impl<'a> Reader<'a> {
+    /// Whether an endpoint belongs here. A workload endpoint without a node belongs where its address is seen.
+    pub(super) fn is_here(&self, endpoint: &Endpoint) -> bool {
+        match &endpoint.node {
+            Some(node) => node == self.node,
+            None => endpoint.id.kind == EndpointKind::WorkloadEndpoint,
+        }
+    }
+
+    /// The endpoint of an address and where it is bound, if it is to be programmed here: one live claimant, of
+    /// this node, of a known namespace, on one interface.
+    pub(super) fn resolve(&self, address: IpAddr) -> Option<(&'a Endpoint, Binding)> {
+        let [id] = self.index.claimants(address) else {
+            return None;
+        };
+        let endpoint = self.cluster.endpoints.get(id)?;
+        if !self.is_here(endpoint) || !self.cluster.namespaces.contains_key(&id.namespace) {
+            return None;
+        }
+        let interface = match &endpoint.interface {
+            Some(name) => self
+                .cluster
+                .interfaces
+                .values()
+                .find(|observed| observed.name == *name)?,
+            None => match self.index.interfaces(address) {
+                [index] => self.cluster.interfaces.get(index)?,
+                _ => return None,
+            },
+        };
+        let mac = endpoint.mac.or(interface.mac);
+        if interface.bridge.is_some() && mac.is_none() {
+            return None;
+        }
+        Some((
+            endpoint,
+            Binding {
+                interface: interface.name.clone(),
+                mac,
+                address,
+            },
+        ))
+    }
+
+    /// The policies that could select an endpoint: those of its namespace, and the cluster-wide ones.
+    fn policies(&self, endpoint: &EndpointId) -> impl Iterator<Item = &'a Policy> {
+        let of = |kind, namespace: SmolStr| {
+            let first = PolicyId {
+                kind,
+                namespace: namespace.clone(),
+                name: SmolStr::default(),
+            };
+            let rest = self.cluster.policies.range(first..);
+            rest.take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
+                .map(|(_, policy)| policy)
+        };
+        of(PolicyKind::NetworkPolicy, endpoint.namespace.clone())
+            .chain(of(PolicyKind::ClusterNetworkPolicy, SmolStr::default()))
+    }
+
+    /// Whether a policy selects an endpoint.
+    pub(super) fn is_selected(&self, policy: &Policy, endpoint: &Endpoint) -> bool {
+        let namespace = self.cluster.namespaces.get(&endpoint.id.namespace);
+        namespace.is_some_and(|namespace| selects(&policy.subject.namespaces, namespace))
+            && policy.subject.pods.matches(&endpoint.labels)
+    }
+
+    /// The rules that apply to an endpoint in one direction. Takes a reference to every matcher in them.
+    pub(super) fn compile(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        matchers: &mut Matchers,
+        changes: &mut MatcherChanges,
+    ) -> Compiled {
+        let applies = |policy: &&Policy| {
+            policy.rules(direction).is_some() && self.is_selected(policy, endpoint)
+        };
+        let mut selecting: Vec<&Policy> = self.policies(&endpoint.id).filter(applies).collect();
+        selecting.sort_by(|a, b| (&a.tier, a.order, &a.id).cmp(&(&b.tier, b.order, &b.id)));
+        let mut compiler = RuleCompiler {
+            reader: self,
+            endpoint,
+            direction,
+            matchers,
+            changes,
+            acquired: Vec::new(),
+            names: Vec::new(),
+        };
+        let mut tiers = Vec::new();
+        for chunk in selecting.chunk_by(|a, b| a.tier == b.tier) {
+            let rules = chunk
+                .iter()
+                .flat_map(|policy| policy.rules(direction).unwrap_or_default());
+            let rules = rules.map(|rule| compiler.rule(rule)).collect();
+            tiers.push(CompiledTier {
+                default: chunk[0].tier.default,
+                rules,
+            });
+        }
+        let RuleCompiler {
+            acquired: mut matchers,
+            mut names,
+            ..
+        } = compiler;
+        matchers.sort_unstable();
+        names.sort_unstable();
+        names.dedup();
+        Compiled {
+            tiers,
+            matchers,
+            names,
+        }
+    }
+}
+
+/// Compiles the rules of one endpoint and direction.
+struct RuleCompiler<'a, 'r> {
+    reader: &'r Reader<'a>,
+    endpoint: &'r Endpoint,
+    direction: Direction,
+    matchers: &'r mut Matchers,
+    changes: &'r mut MatcherChanges,
+    acquired: Vec<MatcherId>,
+    names: Vec<SmolStr>,
+}
+
+impl RuleCompiler<'_, '_> {
+    fn rule(&mut self, rule: &Rule) -> CompiledRule {
+        let mut terms = Vec::new();
+        let (mut fixed, named) = split_ports(&rule.ports);
+        for (protocol, name) in named {
+            if self.direction == Direction::Ingress {
+                for (protocol, number) in served(self.endpoint, protocol, name) {
+                    fixed = fixed.union(&PortSpace::range(protocol, number, number));
+                }
+            } else {
+                self.named_at_destination(&rule.peers, protocol, name, &mut terms);
+            }
+        }
+        if !fixed.is_empty() {
+            match &rule.peers {
+                Peers::Any => terms.push(Term {
+                    matcher: None,
+                    ports: fixed,
+                }),
+                Peers::Of(peers) => {
+                    for peer in peers {
+                        let matcher = Some(self.acquire(plain(peer)));
+                        terms.push(Term {
+                            matcher,
+                            ports: fixed.clone(),
+                        });
+                    }
+                }
+            }
+        }
+        CompiledRule {
+            action: rule.action,
+            terms,
+        }
+    }
+
+    /// Named ports of destinations: one matcher for each number that somebody serves. Never blocks or nodes.
+    fn named_at_destination(
+        &mut self,
+        peers: &Peers,
+        protocol: Option<Protocol>,
+        name: &SmolStr,
+        terms: &mut Vec<Term>,
+    ) {
+        self.names.push(name.clone());
+        let numbers = self.reader.index.numbers(name);
+        let wanted = numbers.filter(|(number_of, _)| protocol.is_none_or(|p| p == *number_of));
+        for (protocol, number) in wanted {
+            let served = (name.clone(), protocol, number);
+            let mut add = |matcher| {
+                let matcher = Some(self.acquire(matcher));
+                terms.push(Term {
+                    matcher,
+                    ports: PortSpace::range(protocol, number, number),
+                });
+            };
+            match peers {
+                Peers::Any => add(Matcher::Serving(served)),
+                Peers::Of(peers) => {
+                    for peer in peers {
+                        if let Peer::Workloads { namespaces, pods } = peer {
+                            let (namespaces, pods) = (namespaces.clone(), pods.clone());
+                            add(Matcher::Workloads {
+                                namespaces,
+                                pods,
+                                serves: Some(served.clone()),
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One reference for each matcher, however often it occurs.
+    fn acquire(&mut self, matcher: Matcher) -> MatcherId {
+        let namespaces = self.reader.cluster.namespaces.values();
+        let id = self.matchers.acquire(matcher, namespaces, self.changes);
+        if self.acquired.contains(&id) {
+            self.matchers.release(id, self.changes);
+        } else {
+            self.acquired.push(id);
+        }
+        id
+    }
+}
+
+fn plain(peer: &Peer) -> Matcher {
+    match peer {
+        Peer::Workloads { namespaces, pods } => Matcher::Workloads {
+            namespaces: namespaces.clone(),
+            pods: pods.clone(),
+            serves: None,
+        },
+        Peer::Network { cidr, except } => Matcher::Network {
+            cidr: *cidr,
+            except: except.clone(),
+        },
+        Peer::Nodes(selector) => Matcher::Nodes(selector.clone()),
+    }
+}
+
+/// Numbered ports as a space, and the names.
+fn split_ports(ports: &Ports) -> (PortSpace, Vec<(Option<Protocol>, &SmolStr)>) {
+    let Ports::Of(ports) = ports else {
+        return (PortSpace::full(), Vec::new());
+    };
+    let (mut ranges, mut named) = (Vec::new(), Vec::new());
+    for port in ports {
+        match port {
+            PortMatch::Range {
+                protocol,
+                first,
+                last,
+            } => ranges.push((*protocol, *first, *last)),
+            PortMatch::Named { protocol, name } => named.push((*protocol, name)),
+        }
+    }
+    (PortSpace::of_ranges(ranges), named)
+}
+
+/// The numbers that an endpoint serves under a name.
+fn served(
+    endpoint: &Endpoint,
+    protocol: Option<Protocol>,
+    name: &str,
+) -> impl Iterator<Item = (Protocol, u16)> {
+    let wanted = endpoint.ports.iter().filter(move |port| {
+        port.name.as_deref() == Some(name) && protocol.is_none_or(|wanted| wanted == port.protocol)
+    });
+    wanted.map(|port| (port.protocol, port.number))
+}
