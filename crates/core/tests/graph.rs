@@ -217,9 +217,9 @@ fn verdict(probe: &Probe, before: &Tables, after: &Tables) -> Vec<Verdict> {
 /// A graph that was told only this state wants the same, but for the numbers of classes.
 fn compare(graph: &CalcGraph, cluster: &Cluster, what: &str) {
     let mut fresh = CalcGraph::new(LOCAL_NODE);
-    difference(&Cluster::default(), cluster)
-        .into_iter()
-        .for_each(|update| fresh.apply(update));
+    for update in difference(&Cluster::default(), cluster) {
+        fresh.apply(update);
+    }
     fresh.flush();
     let (found, wanted) = (graph.tables(), fresh.tables());
     for direction in Direction::BOTH {
@@ -319,9 +319,9 @@ fn walk(seed: u64, worlds: &[World]) {
         cluster = wanted;
     }
     // Nothing is left of an empty world.
-    tell(&mut random, &cluster, &Cluster::default())
-        .into_iter()
-        .for_each(|u| graph.apply(u));
+    for update in tell(&mut random, &cluster, &Cluster::default()) {
+        graph.apply(update);
+    }
     commit(&mut tables, &graph.flush(), &[], "emptied");
     commit(&mut tables, &graph.collect(), &[], "emptied");
     assert_eq!(tables, Tables::default(), "seed {seed}: something is left");

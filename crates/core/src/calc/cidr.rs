@@ -77,6 +77,9 @@ impl Overlap {
     }
 }
 
+/// Weight of a hole: more than all blocks of one matcher together.
+const HOLE: i64 = 1 << 32;
+
 /// Disjoint pieces, sorted, each with at least one matcher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Partition {
@@ -90,7 +93,6 @@ impl Partition {
     ) -> Self {
         // At a position, matchers whose level changes: +1 for a block, minus much for a hole.
         let mut changes: BTreeMap<(bool, u128), Vec<(MatcherId, i64)>> = BTreeMap::new();
-        const HOLE: i64 = 1 << 32;
         for (matcher, cidr, except) in blocks {
             let mut edge = |network: &IpNet, weight: i64| {
                 let (is_v6, first, last) = bounds(network);
@@ -106,7 +108,9 @@ impl Partition {
                 }
             };
             edge(cidr, 1);
-            except.iter().for_each(|hole| edge(hole, -HOLE));
+            for hole in except {
+                edge(hole, -HOLE);
+            }
         }
         let mut levels: BTreeMap<MatcherId, i64> = BTreeMap::new();
         let mut inside: BTreeSet<MatcherId> = BTreeSet::new();

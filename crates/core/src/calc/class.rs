@@ -16,7 +16,7 @@ struct Class {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Classes {
     canonical: FxHashMap<Signature, ClassId>,
-    classes: FxHashMap<ClassId, Class>,
+    known: FxHashMap<ClassId, Class>,
     last: u32,
 }
 
@@ -43,7 +43,7 @@ impl Classes {
     pub(super) fn fresh(&mut self, signature: &Signature) -> ClassId {
         self.last += 1;
         let class = ClassId(self.last);
-        self.classes.insert(
+        self.known.insert(
             class,
             Class {
                 signature: signature.clone(),
@@ -55,40 +55,38 @@ impl Classes {
 
     /// One address or block more has this class.
     pub(super) fn join(&mut self, class: ClassId) {
-        if let Some(class) = self.classes.get_mut(&class) {
+        if let Some(class) = self.known.get_mut(&class) {
             class.members += 1;
         }
     }
 
     /// One address or block fewer has this class.
     pub(super) fn leave(&mut self, class: ClassId) {
-        if let Some(class) = self.classes.get_mut(&class) {
+        if let Some(class) = self.known.get_mut(&class) {
             class.members -= 1;
         }
     }
 
     /// Every class with its signature.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ClassId, &Signature)> {
-        self.classes
-            .iter()
-            .map(|(id, class)| (*id, &class.signature))
+        self.known.iter().map(|(id, class)| (*id, &class.signature))
     }
 
     /// The signature of a class; that of class 0 is nobody's.
     pub(super) fn signature(&self, class: ClassId) -> Option<&Signature> {
-        self.classes.get(&class).map(|class| &class.signature)
+        self.known.get(&class).map(|class| &class.signature)
     }
 
     /// Forgets the classes that nobody has any more; returns them.
     pub(super) fn collect(&mut self) -> Vec<ClassId> {
         let gone: Vec<ClassId> = self
-            .classes
+            .known
             .iter()
             .filter(|(_, class)| class.members == 0)
             .map(|(id, _)| *id)
             .collect();
         for id in &gone {
-            if let Some(class) = self.classes.remove(id)
+            if let Some(class) = self.known.remove(id)
                 && self.canonical.get(&class.signature) == Some(id)
             {
                 self.canonical.remove(&class.signature);

@@ -1,6 +1,6 @@
 //! From allowed sets to table entries of one endpoint and direction.
 //!
-//! The kernel reads exact, class_protocol, class_any, any, the profile and the default, in this order
+//! The kernel reads `exact`, `class_protocol`, `class_any`, `any`, the profile and the default, in this order
 //! ([`crate::tables`]). The base is what class 0 may reach; a class is written as its difference from the base
 //! (*open*), as a whole in the hash maps (*closed*), or as rules of the profile, whichever is shortest.
 
@@ -78,9 +78,9 @@ pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace
         if total > MOST_ENTRIES {
             in_profile.push((allowed, members));
         } else {
-            members
-                .into_iter()
-                .for_each(|class| encoded.add(class, &entries));
+            for class in members {
+                encoded.add(class, &entries);
+            }
         }
     }
     let mut rules = Vec::new();

@@ -1,9 +1,10 @@
 //! One flush: from what was touched to the batches that bring the dataplane there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::cidr::Partition;
@@ -267,7 +268,7 @@ impl CalcGraph {
     fn copy_verdicts(
         &mut self,
         moves: &Moves,
-        blocks: Option<BTreeMap<ipnet::IpNet, ClassId>>,
+        blocks: Option<BTreeMap<IpNet, ClassId>>,
     ) -> Vec<Phase> {
         let mut step = Step::new(&mut self.profiles);
         for (address, programmed) in &mut self.locals {
@@ -304,131 +305,142 @@ impl CalcGraph {
         partition: Option<Partition>,
         is_node_changed: bool,
     ) -> Vec<Phase> {
-        let mut step = Step::new(&mut self.profiles);
+        let mut profiles = std::mem::take(&mut self.profiles);
+        let mut step = Step::new(&mut profiles);
+        self.judge_fresh_classes(&mut step, &next, &moves.fresh);
+        for (address, local) in next {
+            self.replace_local(&mut step, address, local);
+        }
+        if let Some(partition) = partition {
+            self.replace_blocks(&mut step, partition);
+        }
+        for (address, target) in &moves.peers {
+            let is_copied = moves.sources.contains_key(&target.first);
+            self.settle(&mut step, *address, *target, is_copied);
+        }
+        if is_node_changed {
+            self.replace_pod_networks(&mut step);
+        }
+        let phases = step.finish();
+        self.profiles = profiles;
+        phases
+    }
+
+    /// Endpoints whose rules stay learn the classes that are new.
+    fn judge_fresh_classes(
+        &mut self,
+        step: &mut Step<'_>,
+        next: &BTreeMap<IpAddr, Option<Local>>,
+        fresh: &[ClassId],
+    ) {
+        if fresh.is_empty() {
+            return;
+        }
         for (address, programmed) in &mut self.locals {
-            if moves.fresh.is_empty() || next.contains_key(address) {
+            if next.contains_key(address) {
                 continue;
             }
             for (index, side) in programmed.sides.iter_mut().enumerate() {
                 let compiled = &programmed.local.compiled[index];
                 let mut is_changed = false;
-                for class in &moves.fresh {
-                    let signature = self.classes.signature(*class);
-                    is_changed |= side.judge(compiled, *class, signature);
+                for class in fresh {
+                    is_changed |= side.judge(compiled, *class, self.classes.signature(*class));
                 }
                 if is_changed {
                     let written = Written::of(&side.base, &side.allowed);
-                    step.change(
-                        Direction::BOTH[index],
-                        *address,
-                        Some(&side.written),
-                        Some(&written),
-                    );
+                    let direction = Direction::BOTH[index];
+                    step.change(direction, *address, Some(&side.written), Some(&written));
                     side.written = written;
                 }
             }
         }
-        for (address, local) in next {
-            let new = local.map(|local| {
-                let sides = [0, 1].map(|index| Side::new(&local.compiled[index], &self.classes));
-                Programmed { local, sides }
-            });
-            let old = self.locals.remove(&address);
-            for (index, direction) in Direction::BOTH.into_iter().enumerate() {
-                let written = |programmed: &'_ Option<Programmed>| {
-                    programmed
-                        .as_ref()
-                        .map(|programmed| programmed.sides[index].written.clone())
-                };
-                step.change(
-                    direction,
-                    address,
-                    written(&old).as_ref(),
-                    written(&new).as_ref(),
-                );
-            }
-            let binding = |programmed: &Option<Programmed>| {
-                programmed
-                    .as_ref()
-                    .map(|programmed| programmed.local.binding.clone())
-            };
-            let (before, after) = (binding(&old), binding(&new));
-            if before != after {
-                step.last
-                    .bindings
-                    .extend(before.map(|binding| (binding, None)));
-                step.last
-                    .bindings
-                    .extend(after.map(|binding| (binding, Some(()))));
-            }
-            if let Some(new) = new {
-                self.locals.insert(address, new);
-            }
+    }
+
+    /// A touched address gets its new rules, or is no longer programmed.
+    fn replace_local(&mut self, step: &mut Step<'_>, address: IpAddr, local: Option<Local>) {
+        let new = local.map(|local| {
+            let sides = [0, 1].map(|index| Side::new(&local.compiled[index], &self.classes));
+            Programmed { local, sides }
+        });
+        let old = self.locals.remove(&address);
+        for (index, direction) in Direction::BOTH.into_iter().enumerate() {
+            let before = old.as_ref().map(|old| &old.sides[index].written);
+            let after = new.as_ref().map(|new| &new.sides[index].written);
+            step.change(direction, address, before, after);
         }
-        if let Some(partition) = partition {
-            let pieces = partition.pieces().iter();
-            let classes: Vec<ClassId> = pieces
-                .map(|piece| {
-                    let met: Claimant = piece.matchers.iter().map(|id| (*id, true)).collect();
-                    self.classes.canonical(&vec![met]).0
-                })
-                .collect();
-            classes.iter().for_each(|class| self.classes.join(*class));
-            self.blocks
-                .classes()
-                .iter()
-                .for_each(|class| self.classes.leave(*class));
-            self.blocks.replace(partition, classes);
-            let wanted = self.blocks.wanted();
-            step.last.cidr_class.extend(self.blocks.write(wanted));
+        let before = old.map(|old| old.local.binding);
+        let after = new.as_ref().map(|new| new.local.binding.clone());
+        if before != after {
+            step.last
+                .bindings
+                .extend(before.map(|binding| (binding, None)));
+            step.last
+                .bindings
+                .extend(after.map(|binding| (binding, Some(()))));
         }
-        for (address, target) in &moves.peers {
-            // An address that is like its block needs no entry of its own.
-            let wanted = (target.last != self.blocks.class_of(*address)).then_some(target.last);
-            let first = moves
-                .sources
-                .contains_key(&target.first)
-                .then_some(target.first);
-            let written = first.or(self.peer_class.get(address).copied());
-            match wanted {
-                Some(class) => {
-                    if self.peer_class.get(address) != Some(&class) {
-                        self.classes.join(class);
-                        if let Some(old) = self.peer_class.insert(*address, class) {
-                            self.classes.leave(old);
-                        }
-                    }
-                }
-                None => {
-                    if let Some(old) = self.peer_class.remove(address) {
-                        self.classes.leave(old);
-                    }
-                }
-            }
-            if written != wanted {
-                step.last.peer_class.insert(*address, wanted);
-            }
+        if let Some(new) = new {
+            self.locals.insert(address, new);
         }
-        if is_node_changed {
-            let node = self.cluster.nodes.get(&self.node);
-            let wanted: std::collections::BTreeSet<ipnet::IpNet> = node
-                .into_iter()
-                .flat_map(|node| node.pod_cidrs.iter().copied())
-                .collect();
-            let networks = &mut step.last.pod_networks;
-            networks.extend(
-                wanted
-                    .difference(&self.pod_networks)
-                    .map(|net| (*net, Some(()))),
-            );
-            networks.extend(
-                self.pod_networks
-                    .difference(&wanted)
-                    .map(|net| (*net, None)),
-            );
-            self.pod_networks = wanted;
+    }
+
+    fn replace_blocks(&mut self, step: &mut Step<'_>, partition: Partition) {
+        let mut classes = Vec::new();
+        for piece in partition.pieces() {
+            let met: Claimant = piece.matchers.iter().map(|id| (*id, true)).collect();
+            classes.push(self.classes.canonical(&vec![met]).0);
         }
-        step.finish()
+        for class in &classes {
+            self.classes.join(*class);
+        }
+        for class in self.blocks.classes() {
+            self.classes.leave(*class);
+        }
+        self.blocks.replace(partition, classes);
+        let wanted = self.blocks.wanted();
+        step.last.cidr_class.extend(self.blocks.write(wanted));
+    }
+
+    /// An address gets its final class. One that is like its block needs no entry of its own.
+    fn settle(&mut self, step: &mut Step<'_>, address: IpAddr, target: Target, is_copied: bool) {
+        let wanted = (target.last != self.blocks.class_of(address)).then_some(target.last);
+        let before = match wanted {
+            Some(class) => self.peer_class.insert(address, class),
+            None => self.peer_class.remove(&address),
+        };
+        if let Some(class) = wanted {
+            self.classes.join(class);
+        }
+        if let Some(class) = before {
+            self.classes.leave(class);
+        }
+        let written = if is_copied {
+            Some(target.first)
+        } else {
+            before
+        };
+        if written != wanted {
+            step.last.peer_class.insert(address, wanted);
+        }
+    }
+
+    fn replace_pod_networks(&mut self, step: &mut Step<'_>) {
+        let node = self.cluster.nodes.get(&self.node);
+        let wanted: BTreeSet<IpNet> = node
+            .into_iter()
+            .flat_map(|node| node.pod_cidrs.iter().copied())
+            .collect();
+        let networks = &mut step.last.pod_networks;
+        networks.extend(
+            wanted
+                .difference(&self.pod_networks)
+                .map(|net| (*net, Some(()))),
+        );
+        networks.extend(
+            self.pod_networks
+                .difference(&wanted)
+                .map(|net| (*net, None)),
+        );
+        self.pod_networks = wanted;
     }
 }
 

@@ -236,8 +236,9 @@ impl CalcGraph {
         for (address, programmed) in &mut self.locals {
             for (direction, side) in Direction::BOTH.into_iter().zip(&mut programmed.sides) {
                 let before = side.allowed.len();
-                gone.iter()
-                    .for_each(|class| drop(side.allowed.remove(class)));
+                for class in &gone {
+                    side.allowed.remove(class);
+                }
                 if side.allowed.len() == before {
                     continue;
                 }

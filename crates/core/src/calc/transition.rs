@@ -1,6 +1,6 @@
 //! From what is written to what shall be, in batches that no packet can fall between.
 //!
-//! A packet reads state, class, exact, class_protocol, class_any, any, profile, default, in this order and each
+//! A packet reads state, class, exact, `class_protocol`, `class_any`, any, profile, default, in this order and each
 //! with the newest generation. So, inside one endpoint and direction: entries that are read earlier are written
 //! in an earlier batch than those that are read later, and an entry is removed only when everything that is read
 //! before it is written. State is read first: an endpoint that becomes open flips before its entries go, one that
@@ -225,16 +225,16 @@ impl<'p> Step<'p> {
             (Some(EndpointState::Open), _) => {
                 let phase = self.phase(0, direction);
                 phase.state.insert(endpoint, state);
-                layers
-                    .into_iter()
-                    .for_each(|layer| merge(phase, layer.upserts));
+                for layer in layers {
+                    merge(phase, layer.upserts);
+                }
             }
             (Some(EndpointState::Restricted), Some(EndpointState::Open)) => {
                 self.phase(0, direction).state.insert(endpoint, state);
                 let phase = self.phase(1, direction);
-                layers
-                    .into_iter()
-                    .for_each(|layer| merge(phase, layer.removals));
+                for layer in layers {
+                    merge(phase, layer.removals);
+                }
             }
             (Some(EndpointState::Restricted), Some(EndpointState::Restricted)) => {
                 if let (Some(before), Some(after)) = (before, after) {
