@@ -1,6 +1,9 @@
 //! The border to the kernel: whoever can commit a transaction and read a table back.
 
 use std::fmt;
+use std::io;
+
+use nix::libc;
 
 use super::object::{Element, Name, Table};
 use super::transaction::Transaction;
@@ -47,4 +50,52 @@ pub enum CommitError {
         /// What it lacks.
         feature: &'static str,
     },
+}
+
+impl CommitError {
+    /// Whether reading back and trying again can help: the kernel was short of something, somebody committed in
+    /// between, or the ruleset is not what the transaction was made for (something is missing, is there already or
+    /// is in use).
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Again(_) => true,
+            Self::Refused { source, .. } => matches!(
+                source.raw_os_error(),
+                Some(libc::EBUSY | libc::EEXIST | libc::ENOENT | libc::ENOTEMPTY)
+            ),
+            Self::Transport { .. } | Self::Unsupported { .. } => false,
+        }
+    }
+
+    /// The kernel's error number, if it gave one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Again(source) | Self::Refused { source, .. } | Self::Transport { source, .. } => {
+                source.raw_os_error()
+            }
+            Self::Unsupported { .. } => None,
+        }
+    }
+
+    /// The kernel's answer about the operation at `index`.
+    pub(super) fn from_errno(errno: i32, index: usize, operation: impl FnOnce() -> String) -> Self {
+        let source = io::Error::from_raw_os_error(errno);
+        if is_transient(errno) {
+            Self::Again(source)
+        } else {
+            Self::Refused {
+                operation: operation(),
+                index,
+                source,
+            }
+        }
+    }
+}
+
+/// Whether the kernel was short of something, or somebody committed in between.
+pub(super) fn is_transient(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ERESTART
+    )
 }

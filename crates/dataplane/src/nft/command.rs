@@ -228,23 +228,21 @@ impl CommandBackend {
     }
 
     fn explain(&self, transaction: &Transaction, stderr: &str) -> CommitError {
-        let source = match errno(stderr) {
-            Some(number @ (libc::EINTR | libc::ENOBUFS | libc::ENOMEM)) => {
-                return CommitError::Again(io::Error::from_raw_os_error(number));
-            }
-            Some(number) => io::Error::from_raw_os_error(number),
-            None => io::Error::other(stderr.to_owned()),
-        };
         let index = self.locate(transaction).unwrap_or(0);
-        let operation = transaction
-            .operations
-            .get(index)
-            .map(describe)
-            .unwrap_or_default();
-        CommitError::Refused {
-            operation,
-            index,
-            source,
+        let operation = || {
+            transaction
+                .operations
+                .get(index)
+                .map(describe)
+                .unwrap_or_default()
+        };
+        match errno(stderr) {
+            Some(number) => CommitError::from_errno(number, index, operation),
+            None => CommitError::Refused {
+                operation: operation(),
+                index,
+                source: io::Error::other(stderr.to_owned()),
+            },
         }
     }
 }

@@ -11,8 +11,8 @@ use super::object::{
     RuleVerdict, SetKey, SetSpec, Table, TableFlags, Value,
 };
 use super::uapi::{
-    LIST_ELEM, NFNL_SUBSYS_NFTABLES, NFPROTO_BRIDGE, NFPROTO_INET, chain, data, element, message,
-    set, table,
+    LIST_ELEM, NFNL_SUBSYS_NFTABLES, NFPROTO_BRIDGE, NFPROTO_INET, chain, data, element,
+    generation, message, set, table,
 };
 use crate::link::wire::{Attributes, Message, array_at, text};
 
@@ -43,11 +43,7 @@ pub(super) fn message(received: &Message<'_>) -> Option<Decoded> {
     if u16::from(subsystem) != NFNL_SUBSYS_NFTABLES {
         return None;
     }
-    let family = match received.payload.first()? {
-        &NFPROTO_INET => Family::Inet,
-        &NFPROTO_BRIDGE => Family::Bridge,
-        _ => return None,
-    };
+    let family = family(received)?;
     let attributes = Attributes(received.payload.get(NFGENMSG..)?);
     match kind {
         message::NEWTABLE => decode_table(family, attributes),
@@ -59,9 +55,34 @@ pub(super) fn message(received: &Message<'_>) -> Option<Decoded> {
 }
 
 /// The number in a generation message.
-pub(super) fn generation(attributes: &[u8]) -> Option<u32> {
-    const NFTA_GEN_ID: u16 = 1;
-    be32(find(Attributes(attributes), NFTA_GEN_ID)?)
+pub(super) fn generation(attributes: Attributes<'_>) -> Option<u32> {
+    be32(find(attributes, generation::ID)?)
+}
+
+/// The number in a generation message, and the process that committed.
+pub(super) fn generation_and_process(attributes: Attributes<'_>) -> Option<(u32, u32)> {
+    Some((
+        generation(attributes.clone())?,
+        be32(find(attributes, generation::PROCESS)?)?,
+    ))
+}
+
+/// The table that a message is about; the first attribute of all kinds of objects is its name.
+pub(super) fn touched_table(received: &Message<'_>) -> Option<Table> {
+    let family = family(received)?;
+    let attributes = Attributes(received.payload.get(NFGENMSG..)?);
+    Some(Table {
+        family,
+        name: name(find(attributes, table::NAME)?)?,
+    })
+}
+
+fn family(received: &Message<'_>) -> Option<Family> {
+    match received.payload.first()? {
+        &NFPROTO_INET => Some(Family::Inet),
+        &NFPROTO_BRIDGE => Some(Family::Bridge),
+        _ => None,
+    }
 }
 
 fn decode_table(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
@@ -236,7 +257,8 @@ fn exact_key(fields: &[FieldType], mut bytes: &[u8]) -> Option<Vec<Value>> {
     bytes.is_empty().then_some(values)
 }
 
-/// Joins starts and ends. A start without an end reaches the end of the space.
+/// Joins starts and ends. A start without an end reaches to the next start, as in a lookup, or to the end of the
+/// space.
 fn ranges(field: FieldType, raw: impl Iterator<Item = RawElement>) -> Option<Vec<Element>> {
     let shape = field.shape();
     let mut raw: Vec<RawElement> = raw.collect();
@@ -249,8 +271,8 @@ fn ranges(field: FieldType, raw: impl Iterator<Item = RawElement>) -> Option<Vec
             continue;
         }
         let first = shape.value(&start.key)?;
-        let last = match raw.next_if(|next| next.is_end) {
-            Some(end) => bounded(&end.key)?.predecessor()?,
+        let last = match raw.peek() {
+            Some(next) => bounded(&next.key)?.predecessor()?,
             None => bounded(&start.key)?.last(),
         };
         let last = shape.value(last.as_slice())?;

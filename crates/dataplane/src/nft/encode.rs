@@ -17,8 +17,8 @@ use super::object::{
 };
 use super::transaction::Operation;
 use super::uapi::{
-    LIST_ELEM, NFPROTO_BRIDGE, NFPROTO_INET, NLM_F_APPEND, NLM_F_CREATE, chain, data, element,
-    message, rule, set, table, userdata,
+    LIST_ELEM, NFPROTO_BRIDGE, NFPROTO_INET, NLM_F_APPEND, NLM_F_CREATE, NLM_F_NONREC, chain, data,
+    element, message, rule, set, table, userdata,
 };
 
 /// Where a list of elements goes on in another message. An element is never longer than what is left to 64 KiB.
@@ -80,7 +80,7 @@ impl<'a> Encoder<'a> {
                 self.batch.finish();
             }
             Operation::DeleteChain(table, name) => {
-                self.start(message::DELCHAIN, 0, table);
+                self.start(message::DELCHAIN, NLM_F_NONREC, table);
                 self.batch.text(chain::TABLE, table.name.as_str());
                 self.batch.text(chain::NAME, name.as_str());
                 self.batch.finish();
@@ -301,6 +301,10 @@ impl<'a> Encoder<'a> {
         name: &Name,
         elements: &[Element],
     ) -> Result<(), EncodeError> {
+        if elements.is_empty() {
+            // Nothing to do, and nft has no way to say it.
+            return Ok(());
+        }
         let is_deletion = kind == message::DELSETELEM;
         let mut list = self.open_list(kind, flags, table, name.as_str(), None);
         for element in elements {

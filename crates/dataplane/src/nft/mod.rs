@@ -10,11 +10,14 @@ mod decode;
 pub mod delta_tracker;
 mod encode;
 mod expression;
+pub mod fake;
 mod field;
 mod json;
 mod listing;
+pub mod monitor;
 pub mod netlink;
 pub mod object;
+mod ruleset;
 pub mod text;
 pub mod transaction;
 mod uapi;
@@ -22,6 +25,8 @@ mod uapi;
 pub use backend::{Backend, CommitError};
 pub use command::CommandBackend;
 pub use delta_tracker::DeltaTracker;
+pub use fake::FakeKernel;
+pub use monitor::{Commit, Monitor, RulesetEvent};
 pub use netlink::{Features, NetlinkBackend, TableState};
 pub use object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,

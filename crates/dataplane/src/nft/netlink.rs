@@ -7,11 +7,10 @@ use std::fmt;
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr};
-use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::backend::{Backend, CommitError};
+use super::backend::{Backend, CommitError, is_transient};
 use super::batch::{Batch, NFGENMSG};
 use super::decode::{self, Decoded};
 use super::encode::{Encoder, family_number};
@@ -20,7 +19,8 @@ use super::text::describe;
 use super::transaction::{Operation, Transaction};
 use super::uapi::{NETLINK_NETFILTER, chain, element, message, set, table};
 use crate::link::wire::{
-    HEADER, Message, Messages, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, i32_at, u32_at,
+    Attributes, HEADER, Message, Messages, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR,
+    i32_at, u32_at,
 };
 
 /// A batch is one datagram: room for 200,000 elements, taken by the kernel only while it is in flight.
@@ -165,7 +165,7 @@ impl NetlinkBackend {
         self.batch.finish();
         let mut generation = None;
         self.exchange("read the generation", |message| {
-            generation = decode::generation(message.payload.get(NFGENMSG..)?);
+            generation = decode::generation(Attributes(message.payload.get(NFGENMSG..)?));
             Some(())
         })?;
         generation.ok_or_else(|| malformed("read the generation"))
@@ -250,23 +250,24 @@ impl NetlinkBackend {
         transaction: &Transaction,
         generation: Option<u32>,
     ) -> Result<(), CommitError> {
-        if transaction.is_empty() {
+        if !self.encode(transaction, generation)? {
             return Ok(());
         }
-        self.encode(transaction, generation)?;
         let result = self.send_batch(transaction);
         self.batch.shrink_to(KEPT_BUFFER);
         result
     }
 
+    /// Fills the batch; `false` when there is nothing to do.
     fn encode(
         &mut self,
         transaction: &Transaction,
         generation: Option<u32>,
-    ) -> Result<(), CommitError> {
+    ) -> Result<bool, CommitError> {
         self.batch.clear();
         self.starts.clear();
         self.batch.begin(generation);
+        let begin = self.batch.sequence();
         let mut encoder = Encoder::new(&mut self.batch);
         for (index, operation) in transaction.operations.iter().enumerate() {
             self.starts.push(encoder.batch.sequence().wrapping_add(1));
@@ -278,8 +279,11 @@ impl NetlinkBackend {
                     source: io::Error::new(io::ErrorKind::InvalidInput, error.0),
                 })?;
         }
+        if self.batch.sequence() == begin {
+            return Ok(false);
+        }
         self.batch.end();
-        Ok(())
+        Ok(true)
     }
 
     fn send_batch(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
@@ -289,7 +293,7 @@ impl NetlinkBackend {
             .send_to(self.batch.bytes(), &SocketAddr::new(0, 0), 0)
         {
             Ok(_) => {}
-            Err(error) if is_transient(error.raw_os_error()) => {
+            Err(error) if error.raw_os_error().is_some_and(is_transient) => {
                 return Err(CommitError::Again(error));
             }
             Err(error) => return Err(transport("send a batch")(error)),
@@ -334,25 +338,20 @@ impl NetlinkBackend {
     }
 
     fn explain(&self, answer: Answer, transaction: &Transaction) -> CommitError {
-        let source = io::Error::from_raw_os_error(answer.errno);
         // Errors of the whole batch carry the number of its first message.
         let following = self
             .starts
             .partition_point(|start| *start <= answer.sequence);
-        if is_transient(Some(answer.errno)) || following == 0 {
-            return CommitError::Again(source);
-        }
-        let index = following - 1;
-        let operation = transaction
-            .operations
-            .get(index)
-            .map(describe)
-            .unwrap_or_default();
-        CommitError::Refused {
-            operation,
-            index,
-            source,
-        }
+        let Some(index) = following.checked_sub(1) else {
+            return CommitError::Again(io::Error::from_raw_os_error(answer.errno));
+        };
+        CommitError::from_errno(answer.errno, index, || {
+            transaction
+                .operations
+                .get(index)
+                .map(describe)
+                .unwrap_or_default()
+        })
     }
 
     /// Throws away what an exchange that was given up left.
@@ -463,7 +462,7 @@ impl Backend for NetlinkBackend {
 }
 
 /// Reads one datagram; `None` when there is none.
-fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     loop {
         let mut window = &mut *buffer;
         match socket.recv_from(&mut window, 0) {
@@ -490,17 +489,9 @@ fn error_answer(message: &Message<'_>) -> Option<Answer> {
     })
 }
 
-/// Whether the kernel was short of something, or somebody committed in between.
-fn is_transient(errno: Option<i32>) -> bool {
-    matches!(
-        errno.map(Errno::from_raw),
-        Some(Errno::EINTR | Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ERESTART)
-    )
-}
-
 fn answer_error(action: &'static str, errno: i32) -> CommitError {
     let source = io::Error::from_raw_os_error(errno);
-    if is_transient(Some(errno)) {
+    if is_transient(errno) {
         CommitError::Again(source)
     } else {
         CommitError::Transport { action, source }
@@ -521,6 +512,7 @@ fn malformed(action: &'static str) -> CommitError {
     }
 }
 
-fn transport(action: &'static str) -> impl FnOnce(io::Error) -> CommitError {
+/// For `map_err` of socket calls.
+pub(super) fn transport(action: &'static str) -> impl FnOnce(io::Error) -> CommitError {
     move |source| CommitError::Transport { action, source }
 }

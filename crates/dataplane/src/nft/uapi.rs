@@ -13,6 +13,8 @@ pub(super) const NFNL_BATCH_GENID: u16 = 1;
 
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
+/// Deletes only what is empty.
+pub(super) const NLM_F_NONREC: u16 = 0x100;
 pub(super) const NLA_F_NESTED: u16 = 0x8000;
 
 pub(super) const NFPROTO_INET: u8 = 1;
@@ -39,6 +41,12 @@ pub(super) mod message {
     pub(crate) const DELSETELEM: u8 = 14;
     pub(crate) const NEWGEN: u8 = 15;
     pub(crate) const GETGEN: u8 = 16;
+}
+
+/// `NFTA_GEN_*`.
+pub(super) mod generation {
+    pub(crate) const ID: u16 = 1;
+    pub(crate) const PROCESS: u16 = 2;
 }
 
 /// `NFTA_TABLE_*`, `NFT_TABLE_F_*`.

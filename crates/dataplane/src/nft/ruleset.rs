@@ -1,0 +1,643 @@
+//! A ruleset in memory that takes and refuses operations as the kernel does.
+//!
+//! Checked against the kernel by a walk of random transactions (`tests/nft_walk.rs`). What the kernel does not check
+//! and a program of ours must not do (fields that do not fit the key of a set, overlapping ranges with the same end) is refused
+//! with `EINVAL` or `EEXIST`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nix::libc;
+
+use super::encode::Encoder;
+use super::object::{
+    Chain, Element, ElementValue, Field, FieldType, MapData, MatchOperand, Name, Rule, RuleVerdict,
+    SetKey, SetSpec, Statement, Table, TableFlags, Value,
+};
+use super::text::{Printer, SetTypes, TextError, family_text, hook_line, spec_lines};
+use super::transaction::{Operation, Transaction};
+
+/// An error number.
+pub(super) type Errno = i32;
+
+/// How deep chains may jump (`NFT_JUMP_STACK_SIZE`).
+const MOST_JUMPS: usize = 16;
+
+/// All tables. Cloning is cheap: sets are shared until they change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ruleset {
+    tables: BTreeMap<Table, TableContent>,
+}
+
+/// A table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct TableContent {
+    flags: TableFlags,
+    /// In the order of making, as nft lists them.
+    sets: Vec<Arc<SetContent>>,
+    chains: Vec<ChainContent>,
+}
+
+/// A chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ChainContent {
+    chain: Chain,
+    rules: Vec<Rule>,
+    /// How many rules and elements jump here.
+    users: usize,
+}
+
+/// A set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SetContent {
+    spec: SetSpec,
+    elements: BTreeMap<SetKey, Option<ElementValue>>,
+    /// A set that is made again takes the new size with the commit (kernel 6.5 and later).
+    next_size: Option<u32>,
+    /// How many rules look it up.
+    users: usize,
+}
+
+impl Ruleset {
+    /// Applies one operation, or leaves something half done and says why not: the caller throws it away then.
+    pub(super) fn apply(&mut self, operation: &Operation) -> Result<(), Errno> {
+        match operation {
+            Operation::AddTable(table, flags) => self.add_table(table, *flags),
+            Operation::DeleteTable(table) => {
+                self.tables.remove(table).map(|_| ()).ok_or(libc::ENOENT)
+            }
+            Operation::AddChain(table, chain) => self.table(table)?.add_chain(chain),
+            Operation::FlushChain(table, name) => self.table(table)?.flush_chain(name),
+            Operation::DeleteChain(table, name) => self.table(table)?.delete_chain(name),
+            Operation::AddRule(of, chain, rule) => {
+                check_encoding(operation)?;
+                self.table(of)?.add_rule(chain, rule)
+            }
+            Operation::AddSet(of, spec) => {
+                check_encoding(operation)?;
+                self.table(of)?.add_set(spec)
+            }
+            Operation::DeleteSet(table, name) => self.table(table)?.delete_set(name),
+            Operation::FlushSet(table, name) => self.table(table)?.flush_set(name),
+            Operation::AddElements(_, _, elements) | Operation::DeleteElements(_, _, elements)
+                if elements.is_empty() =>
+            {
+                Ok(())
+            }
+            Operation::AddElements(table, name, elements) => {
+                check_encoding(operation)?;
+                elements
+                    .iter()
+                    .try_for_each(|element| self.table(table)?.add_element(name, element))
+            }
+            Operation::DeleteElements(table, name, elements) => {
+                check_encoding(operation)?;
+                elements
+                    .iter()
+                    .try_for_each(|element| self.table(table)?.delete_element(name, &element.key))
+            }
+        }
+    }
+
+    /// Ends a batch: checks what the kernel checks last, and gives sets their new sizes.
+    pub(super) fn finish(&mut self) -> Result<(), Errno> {
+        for table in self.tables.values_mut() {
+            table.check_jumps()?;
+            for set in &mut table.sets {
+                if let Some(size) = set.next_size {
+                    let set = Arc::make_mut(set);
+                    set.spec.size = size;
+                    set.next_size = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The operation that a batch is refused for at its end. The kernel finds it as is done here: it runs the batch
+    /// again and validates after each step.
+    pub(super) fn first_invalid(&self, transaction: &Transaction) -> usize {
+        let mut ruleset = self.clone();
+        let is_valid = |operation: &&Operation| -> bool {
+            ruleset.apply(operation).is_ok()
+                && ruleset
+                    .tables
+                    .values()
+                    .all(|table| table.check_jumps().is_ok())
+        };
+        transaction.operations.iter().take_while(is_valid).count()
+    }
+
+    /// The owner's socket is closed: owned tables without `persist` vanish, the others wait for the next one.
+    pub(super) fn release(&mut self) {
+        self.tables
+            .retain(|_, table| !table.flags.owner || table.flags.persist);
+        for table in self.tables.values_mut() {
+            table.flags.owner = false;
+        }
+    }
+
+    /// Flags of a table; `None` when it is not there.
+    pub(super) fn flags(&self, table: &Table) -> Option<TableFlags> {
+        self.tables.get(table).map(|content| content.flags)
+    }
+
+    /// Names of the chains of a table, in the order of making.
+    pub(super) fn chains(&self, table: &Table) -> Vec<Chain> {
+        let content = self.tables.get(table);
+        content
+            .map(|table| {
+                table
+                    .chains
+                    .iter()
+                    .map(|chain| chain.chain.clone())
+                    .collect()
+            })
+            .unwrap_or_default()
+    }
+
+    /// Rules of a chain; `None` when it is not there.
+    pub(super) fn rules(&self, table: &Table, chain: &Name) -> Option<Vec<Rule>> {
+        let chains = &self.tables.get(table)?.chains;
+        chains
+            .iter()
+            .find(|content| content.chain.name == *chain)
+            .map(|content| content.rules.clone())
+    }
+
+    /// Elements of a set, sorted by key; `None` when it is not there.
+    pub(super) fn elements(&self, table: &Table, set: &Name) -> Option<Vec<Element>> {
+        let sets = &self.tables.get(table)?.sets;
+        let set = sets.iter().find(|content| content.spec.name == *set)?;
+        Some(set.list().collect())
+    }
+
+    fn table(&mut self, table: &Table) -> Result<&mut TableContent, Errno> {
+        self.tables.get_mut(table).ok_or(libc::ENOENT)
+    }
+
+    fn add_table(&mut self, table: &Table, flags: TableFlags) -> Result<(), Errno> {
+        let Some(content) = self.tables.get_mut(table) else {
+            // Persistence is a property of owned tables.
+            if flags.persist && !flags.owner {
+                return Err(libc::EOPNOTSUPP);
+            }
+            let content = TableContent {
+                flags,
+                ..TableContent::default()
+            };
+            self.tables.insert(table.clone(), content);
+            return Ok(());
+        };
+        let is_orphan = content.flags.persist && !content.flags.owner;
+        let is_adopted = flags.owner && flags.persist && is_orphan;
+        if flags != content.flags && !is_adopted {
+            return Err(libc::EOPNOTSUPP);
+        }
+        content.flags = flags;
+        Ok(())
+    }
+}
+
+/// What netlink cannot say is refused before the kernel sees it.
+fn check_encoding(operation: &Operation) -> Result<(), Errno> {
+    let mut batch = super::batch::Batch::default();
+    Encoder::new(&mut batch)
+        .operation(operation)
+        .map_err(|_| libc::EINVAL)
+}
+
+impl TableContent {
+    fn chain(&mut self, name: &Name) -> Result<&mut ChainContent, Errno> {
+        self.chains
+            .iter_mut()
+            .find(|content| content.chain.name == *name)
+            .ok_or(libc::ENOENT)
+    }
+
+    fn set(&mut self, name: &Name) -> Result<&mut SetContent, Errno> {
+        let set = self
+            .sets
+            .iter_mut()
+            .find(|content| content.spec.name == *name);
+        set.map(Arc::make_mut).ok_or(libc::ENOENT)
+    }
+
+    fn add_chain(&mut self, chain: &Chain) -> Result<(), Errno> {
+        match self.chain(&chain.name) {
+            Ok(known) if chain.base.is_some() && chain.base != known.chain.base => {
+                // A chain keeps its hook, or has none for ever.
+                Err(libc::EOPNOTSUPP)
+            }
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let chain = chain.clone();
+                self.chains.push(ChainContent {
+                    chain,
+                    rules: Vec::new(),
+                    users: 0,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn flush_chain(&mut self, name: &Name) -> Result<(), Errno> {
+        let rules = std::mem::take(&mut self.chain(name)?.rules);
+        rules
+            .iter()
+            .try_for_each(|rule| self.count_rule(rule, usize::wrapping_sub))
+    }
+
+    fn delete_chain(&mut self, name: &Name) -> Result<(), Errno> {
+        let chain = self.chain(name)?;
+        if chain.users > 0 || !chain.rules.is_empty() {
+            return Err(libc::EBUSY);
+        }
+        self.chains.retain(|content| content.chain.name != *name);
+        Ok(())
+    }
+
+    fn add_rule(&mut self, chain: &Name, rule: &Rule) -> Result<(), Errno> {
+        self.chain(chain)?;
+        for statement in &rule.statements {
+            self.check_statement(statement)?;
+        }
+        self.count_rule(rule, usize::wrapping_add)?;
+        self.chain(chain)?.rules.push(rule.clone());
+        Ok(())
+    }
+
+    fn check_statement(&mut self, statement: &Statement) -> Result<(), Errno> {
+        let (fields, set, data) = match statement {
+            Statement::Verdict(verdict) => return self.check_verdict(verdict),
+            Statement::Match {
+                field,
+                operand: MatchOperand::Set(set),
+                ..
+            } => (std::slice::from_ref(field), set, None),
+            Statement::MatchSet { fields, set, .. } => (fields.as_slice(), set, None),
+            Statement::VerdictMap { fields, map } => {
+                (fields.as_slice(), map, Some(MapData::Verdict))
+            }
+            Statement::SetPriorityFromMap { fields, map } => {
+                (fields.as_slice(), map, Some(MapData::ClassId))
+            }
+            _ => return Ok(()),
+        };
+        let spec = &self.set(set)?.spec;
+        if spec.data == data && fits(fields, &spec.key) {
+            Ok(())
+        } else {
+            Err(libc::EINVAL)
+        }
+    }
+
+    fn check_verdict(&mut self, verdict: &RuleVerdict) -> Result<(), Errno> {
+        match target(verdict) {
+            Some(chain) if self.chain(chain)?.chain.base.is_some() => Err(libc::EOPNOTSUPP),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts what a rule refers to up or down.
+    fn count_rule(&mut self, rule: &Rule, count: fn(usize, usize) -> usize) -> Result<(), Errno> {
+        for statement in &rule.statements {
+            match statement {
+                Statement::Match {
+                    operand: MatchOperand::Set(set),
+                    ..
+                }
+                | Statement::MatchSet { set, .. }
+                | Statement::VerdictMap { map: set, .. }
+                | Statement::SetPriorityFromMap { map: set, .. } => {
+                    let users = &mut self.set(set)?.users;
+                    *users = count(*users, 1);
+                }
+                Statement::Verdict(verdict) => self.count_verdict(verdict, count)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn count_verdict(
+        &mut self,
+        verdict: &RuleVerdict,
+        count: fn(usize, usize) -> usize,
+    ) -> Result<(), Errno> {
+        if let Some(chain) = target(verdict) {
+            let users = &mut self.chain(chain)?.users;
+            *users = count(*users, 1);
+        }
+        Ok(())
+    }
+
+    fn add_set(&mut self, spec: &SetSpec) -> Result<(), Errno> {
+        match self.set(&spec.name) {
+            Ok(known) => {
+                if (SetSpec {
+                    size: known.spec.size,
+                    ..spec.clone()
+                }) != known.spec
+                {
+                    return Err(libc::EEXIST);
+                }
+                known.next_size = Some(spec.size);
+                Ok(())
+            }
+            Err(_) => {
+                self.sets.push(Arc::new(SetContent {
+                    spec: spec.clone(),
+                    elements: BTreeMap::new(),
+                    next_size: None,
+                    users: 0,
+                }));
+                Ok(())
+            }
+        }
+    }
+
+    fn delete_set(&mut self, name: &Name) -> Result<(), Errno> {
+        if self.set(name)?.users > 0 {
+            return Err(libc::EBUSY);
+        }
+        self.flush_set(name)?;
+        self.sets.retain(|content| content.spec.name != *name);
+        Ok(())
+    }
+
+    fn flush_set(&mut self, name: &Name) -> Result<(), Errno> {
+        let elements = std::mem::take(&mut self.set(name)?.elements);
+        for value in elements.into_values() {
+            self.count_value(value.as_ref(), usize::wrapping_sub)?;
+        }
+        Ok(())
+    }
+
+    fn count_value(
+        &mut self,
+        value: Option<&ElementValue>,
+        count: fn(usize, usize) -> usize,
+    ) -> Result<(), Errno> {
+        match value {
+            Some(ElementValue::Verdict(verdict)) => self.count_verdict(verdict, count),
+            _ => Ok(()),
+        }
+    }
+
+    fn add_element(&mut self, name: &Name, element: &Element) -> Result<(), Errno> {
+        let set = self.set(name)?;
+        if !key_fits(&set.spec, &element.key) || !value_fits(&set.spec, element.value.as_ref()) {
+            return Err(libc::EINVAL);
+        }
+        if let Some(ElementValue::Verdict(verdict)) = &element.value {
+            self.check_verdict(verdict)?;
+        }
+        let set = self.set(name)?;
+        match set.elements.get(&element.key) {
+            Some(value) if *value == element.value => return Ok(()),
+            Some(_) => return Err(libc::EEXIST),
+            None => {}
+        }
+        set.check_room(&element.key)?;
+        set.elements
+            .insert(element.key.clone(), element.value.clone());
+        self.count_value(element.value.as_ref(), usize::wrapping_add)
+    }
+
+    fn delete_element(&mut self, name: &Name, key: &SetKey) -> Result<(), Errno> {
+        let set = self.set(name)?;
+        if !key_fits(&set.spec, key) {
+            return Err(libc::EINVAL);
+        }
+        let value = set.elements.remove(key).ok_or(libc::ENOENT)?;
+        self.count_value(value.as_ref(), usize::wrapping_sub)
+    }
+
+    /// Follows the jumps from every base chain.
+    fn check_jumps(&self) -> Result<(), Errno> {
+        let base = self
+            .chains
+            .iter()
+            .filter(|content| content.chain.base.is_some());
+        for chain in base {
+            self.check_depth(chain, 1)?;
+        }
+        Ok(())
+    }
+
+    fn check_depth(&self, chain: &ChainContent, depth: usize) -> Result<(), Errno> {
+        if depth > MOST_JUMPS {
+            return Err(libc::EMLINK);
+        }
+        for statement in chain.rules.iter().flat_map(|rule| &rule.statements) {
+            match statement {
+                Statement::Verdict(verdict) => self.check_target(verdict, depth)?,
+                Statement::VerdictMap { map, .. } => {
+                    let set = self.sets.iter().find(|set| set.spec.name == *map);
+                    for value in set.iter().flat_map(|set| set.elements.values()).flatten() {
+                        if let ElementValue::Verdict(verdict) = value {
+                            self.check_target(verdict, depth)?;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_target(&self, verdict: &RuleVerdict, depth: usize) -> Result<(), Errno> {
+        let Some(name) = target(verdict) else {
+            return Ok(());
+        };
+        let chain = self
+            .chains
+            .iter()
+            .find(|content| content.chain.name == *name);
+        chain.map_or(Ok(()), |chain| self.check_depth(chain, depth + 1))
+    }
+}
+
+impl SetContent {
+    fn list(&self) -> impl Iterator<Item = Element> {
+        self.elements.iter().map(|(key, value)| Element {
+            key: key.clone(),
+            value: value.clone(),
+        })
+    }
+
+    /// Places that its elements take: a range takes one for each end.
+    fn places(&self) -> usize {
+        if self.spec.interval {
+            self.elements.keys().map(places).sum()
+        } else {
+            self.elements.len()
+        }
+    }
+
+    fn most_places(&self) -> usize {
+        let size = usize::try_from(self.spec.size).unwrap_or(usize::MAX);
+        match size {
+            0 => usize::MAX,
+            size if self.spec.interval => size.saturating_mul(2),
+            size => size,
+        }
+    }
+
+    /// Whether a new element has a place and meets no other range. The kernel adds the start of a range, then its
+    /// end; each is first compared with the others, then counted.
+    fn check_room(&self, key: &SetKey) -> Result<(), Errno> {
+        let left = self.most_places().saturating_sub(self.places());
+        if let SetKey::Range(first, last) = key {
+            let seen = if left == 0 { first } else { last };
+            if self.has_range_in(first, seen) {
+                return Err(libc::EEXIST);
+            }
+        }
+        if left < places(key) {
+            Err(libc::ENFILE)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a range of the set meets this one.
+    fn has_range_in(&self, first: &Value, last: &Value) -> bool {
+        self.elements.keys().any(|known| match known {
+            SetKey::Range(known_first, known_last) => first <= known_last && known_first <= last,
+            SetKey::Exact(_) => false,
+        })
+    }
+}
+
+/// Places that one element takes.
+fn places(key: &SetKey) -> usize {
+    match key {
+        SetKey::Exact(_) => 1,
+        // A range to the end of the space has no end element.
+        SetKey::Range(_, last) => {
+            let is_open = last.bytes().is_none_or(|bytes| bytes.successor().is_none());
+            if is_open { 1 } else { 2 }
+        }
+    }
+}
+
+fn target(verdict: &RuleVerdict) -> Option<&Name> {
+    match verdict {
+        RuleVerdict::Jump(chain) | RuleVerdict::Goto(chain) => Some(chain),
+        RuleVerdict::Accept | RuleVerdict::Drop | RuleVerdict::Return | RuleVerdict::Continue => {
+            None
+        }
+    }
+}
+
+fn fits(fields: &[Field], key: &[FieldType]) -> bool {
+    let shape = |field: &Field| field.facts().shape;
+    let is_payload = |field: &Field| *field == Field::Icmpv6Target;
+    fields.len() == key.len()
+        && fields.iter().zip(key).all(|(field, kind)| {
+            // Raw payload has a type of its own, which no other field has.
+            shape(field) == kind.shape() && is_payload(field) == (*kind == FieldType::Icmpv6Target)
+        })
+}
+
+fn key_fits(spec: &SetSpec, key: &SetKey) -> bool {
+    let fits = |value: &Value, kind: &FieldType| value.shape() == kind.shape();
+    match (key, spec.key.as_slice()) {
+        (SetKey::Range(first, last), [kind]) => {
+            spec.interval && fits(first, kind) && fits(last, kind)
+        }
+        (SetKey::Range(..), _) => false,
+        (SetKey::Exact(values), kinds) => {
+            !spec.interval
+                && values.len() == kinds.len()
+                && values
+                    .iter()
+                    .zip(kinds)
+                    .all(|(value, kind)| fits(value, kind))
+        }
+    }
+}
+
+fn value_fits(spec: &SetSpec, value: Option<&ElementValue>) -> bool {
+    matches!(
+        (spec.data, value),
+        (None, None)
+            | (Some(MapData::Verdict), Some(ElementValue::Verdict(_)))
+            | (Some(MapData::ClassId), Some(ElementValue::ClassId(_)))
+    )
+}
+
+/// The whole ruleset as a file for `nft -f`, in the form in which nft lists it, with one element a line.
+pub(super) fn dump(ruleset: &Ruleset) -> Result<String, TextError> {
+    let types = SetTypes::default();
+    let mut printer = Printer::new(&types);
+    for (table, content) in &ruleset.tables {
+        let family = family_text(table.family);
+        printer
+            .out
+            .push_str(&format!("table {family} {} {{\n", table.name));
+        let mut is_first = true;
+        for set in &content.sets {
+            separate(&mut printer, &mut is_first);
+            dump_set(&mut printer, set);
+        }
+        for chain in &content.chains {
+            separate(&mut printer, &mut is_first);
+            dump_chain(&mut printer, chain);
+        }
+        printer.out.push_str("}\n");
+    }
+    match printer.unprintable {
+        None => Ok(printer.out),
+        Some(name) => Err(TextError { name }),
+    }
+}
+
+fn separate(printer: &mut Printer<'_>, is_first: &mut bool) {
+    if !std::mem::take(is_first) {
+        printer.out.push('\n');
+    }
+}
+
+fn dump_set(printer: &mut Printer<'_>, set: &SetContent) {
+    let word = if set.spec.data.is_some() {
+        "map"
+    } else {
+        "set"
+    };
+    printer
+        .out
+        .push_str(&format!("\t{word} {} {{\n", set.spec.name));
+    for line in spec_lines(&set.spec) {
+        printer.out.push_str(&format!("\t\t{line}\n"));
+    }
+    if !set.elements.is_empty() {
+        printer.out.push_str("\t\telements = {\n");
+        for (position, element) in set.list().enumerate() {
+            printer
+                .out
+                .push_str(if position > 0 { ",\n\t\t\t" } else { "\t\t\t" });
+            printer.element(Some(&set.spec.key), &element, true);
+        }
+        printer.out.push_str("\n\t\t}\n");
+    }
+    printer.out.push_str("\t}\n");
+}
+
+fn dump_chain(printer: &mut Printer<'_>, chain: &ChainContent) {
+    printer
+        .out
+        .push_str(&format!("\tchain {} {{\n", chain.chain.name));
+    if let Some(line) = hook_line(&chain.chain) {
+        printer.out.push_str(&format!("\t\t{line}\n"));
+    }
+    for rule in &chain.rules {
+        printer.out.push_str("\t\t");
+        printer.rule(rule);
+        printer.out.push('\n');
+    }
+    printer.out.push_str("\t}\n");
+}
