@@ -1,0 +1,79 @@
+//! Why packets are dropped: one chain, counter and log prefix each.
+
+use towpath_dataplane::nft::{Chain, Name, Rule, RuleVerdict, Statement};
+
+use super::{ChainLayout, LayoutOptions, RuleBuilder, made_name};
+
+/// Bytes of a dropped packet that are logged: link-layer, IPv6 and TCP headers with room to spare.
+const SNAPLEN: u32 = 128;
+
+/// Why a packet is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DropReason {
+    /// A policy denies it, or isolates its endpoint and no rule allows it.
+    Policy,
+    /// It is from or to an address or interface of pods that no known endpoint has.
+    Unknown,
+    /// Its source is not its sender's.
+    Spoofed,
+    /// Conntrack finds it invalid, and its endpoint is restricted.
+    Invalid,
+    /// A pod sends an encapsulated packet to a node.
+    Encapsulation,
+    /// A pod sends a router advertisement or a redirect.
+    Advertisement,
+    /// A multicast or broadcast packet to an endpoint that policy protects.
+    Multicast,
+    /// A frame that is neither untagged ARP, IPv4 nor IPv6, or goes to the bridge's own control addresses.
+    Frame,
+}
+
+impl DropReason {
+    /// The log prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Unknown => "unknown",
+            Self::Spoofed => "spoofed",
+            Self::Invalid => "invalid",
+            Self::Encapsulation => "encapsulation",
+            Self::Advertisement => "advertisement",
+            Self::Multicast => "multicast",
+            Self::Frame => "frame",
+        }
+    }
+
+    /// The chain that packets go to.
+    pub(crate) fn chain(self) -> Name {
+        made_name(&format!("drop_{}", self.name()))
+    }
+
+    /// That chain: count, log some, drop all.
+    pub(super) fn layout(self, options: &LayoutOptions) -> ChainLayout {
+        let log = Rule {
+            statements: vec![
+                Statement::Limit {
+                    rate: options.log_rate,
+                    burst: options.log_burst,
+                },
+                Statement::Log {
+                    prefix: made_name(self.name()),
+                    group: options.log_group,
+                    snaplen: SNAPLEN,
+                },
+            ],
+        };
+        let count = Rule {
+            statements: vec![Statement::Counter],
+        };
+        let drop = RuleBuilder::new().verdict(RuleVerdict::Drop);
+        let chain = Chain {
+            name: self.chain(),
+            base: None,
+        };
+        ChainLayout {
+            chain,
+            rules: vec![count, log, drop],
+        }
+    }
+}

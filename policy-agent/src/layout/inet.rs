@@ -1,0 +1,434 @@
+//! Chains of `table inet towpath`: who is judged, and how.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use towpath_core::model::Direction;
+use towpath_dataplane::nft::{
+    BaseChain, Chain, ChainKind, Field, Hook, Name, Rule, RuleVerdict, Statement, Value,
+};
+
+use super::{
+    ChainLayout, DropReason, IpVersion, LayoutOptions, RuleBuilder, SetId, VerdictMap, made_name,
+    name, profile_end,
+};
+
+/// Neighbour discovery (133, 135, 136) and multicast listener discovery (130 to 132, 143): without them a link
+/// does not work, so they pass before policy (edge case 16).
+pub(super) const NEIGHBOUR_TYPES: [u8; 7] = [130, 131, 132, 133, 135, 136, 143];
+/// Router advertisement and redirect: what a pod never sends.
+pub(super) const ADVERTISEMENT_TYPES: [u8; 2] = [134, 137];
+
+pub(super) const ICMP: u8 = 1;
+pub(super) const ICMPV6: u8 = 58;
+pub(super) const UDP: u8 = 17;
+/// IPv4 in IP, IPv6 in IP, GRE.
+const TUNNELS: [u8; 3] = [4, 41, 47];
+
+/// After kube-proxy's translation (-100) and other filters (0), before masquerade (100): policy sees the real
+/// back-end and the real source.
+const JUDGE_PRIORITY: i32 = 10;
+/// Before connection tracking sees the packet, and before `raw` (-300).
+const SOURCE_CHECK_PRIORITY: i32 = -301;
+
+/// All chains; targets of jumps may come later.
+pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
+    let reasons = [
+        DropReason::Policy,
+        DropReason::Unknown,
+        DropReason::Spoofed,
+        DropReason::Invalid,
+        DropReason::Encapsulation,
+        DropReason::Advertisement,
+    ];
+    let mut chains: Vec<ChainLayout> = reasons
+        .iter()
+        .map(|reason| reason.layout(options))
+        .collect();
+    for direction in Direction::BOTH {
+        chains.push(profile_end_chain(direction));
+        for version in IpVersion::ALL {
+            chains.push(look_ups(direction, version));
+            chains.push(judge(direction, version));
+        }
+    }
+    chains.push(regular("encapsulation", encapsulation()));
+    chains.push(regular("from_endpoint", from_endpoint(options)));
+    chains.push(regular("to_endpoint", to_endpoint(options)));
+    chains.push(regular("routed_source", routed_source(options)));
+    chains.push(base(
+        "prerouting",
+        Hook::Prerouting,
+        SOURCE_CHECK_PRIORITY,
+        source_check(),
+    ));
+    chains.push(base("input", Hook::Input, JUDGE_PRIORITY, input(options)));
+    chains.push(base(
+        "forward",
+        Hook::Forward,
+        JUDGE_PRIORITY,
+        forward(options),
+    ));
+    chains
+}
+
+fn forward(options: &LayoutOptions) -> Vec<Rule> {
+    let mut rules = input(options);
+    rules.push(jump("to_endpoint"));
+    rules
+}
+
+/// Pod to its own node. The other way leaves by the output hook, which is not filtered: probes pass.
+fn input(options: &LayoutOptions) -> Vec<Rule> {
+    let mut rules = established(options);
+    rules.push(
+        RuleBuilder::new()
+            .one_of(Field::Icmpv6Type, &numbers(&NEIGHBOUR_TYPES))
+            .verdict(RuleVerdict::Accept),
+    );
+    rules.push(jump("from_endpoint"));
+    rules
+}
+
+/// Packets of connections that were judged before.
+fn established(options: &LayoutOptions) -> Vec<Rule> {
+    let established = || RuleBuilder::new().ct_state(Statement::CT_ESTABLISHED);
+    if options.stateless_protocols.is_empty() {
+        return vec![established().verdict(RuleVerdict::Accept)];
+    }
+    // Without a tracker all packets between two addresses are one connection, whatever their ports (edge case 8):
+    // only its replies pass here.
+    let protocols: Vec<u8> = options.stateless_protocols.iter().copied().collect();
+    vec![
+        established()
+            .none_of(Field::L4Proto, &numbers(&protocols))
+            .verdict(RuleVerdict::Accept),
+        established()
+            .is(Field::CtDirection, Value::U8(1))
+            .verdict(RuleVerdict::Accept),
+    ]
+}
+
+/// Judges the source: the egress side.
+///
+/// 1. Encapsulated packets of pods to nodes are dropped.
+/// 2. A known source is judged, or left alone when nothing restricts it.
+/// 3. An unknown source is dropped when a pod's interface or network says that it is ours.
+fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
+    let mut rules = vec![
+        RuleBuilder::new()
+            .one_of(Field::L4Proto, &numbers(&TUNNELS))
+            .verdict(jump_to("encapsulation")),
+        RuleBuilder::new()
+            .is(Field::L4Proto, Value::U8(UDP))
+            .is(Field::DestinationPort, Value::U16(options.overlay_port))
+            .verdict(jump_to("encapsulation")),
+        known(Direction::Egress, IpVersion::V4),
+        RuleBuilder::new()
+            .one_of(Field::Icmpv6Type, &numbers(&ADVERTISEMENT_TYPES))
+            .within(Field::InputInterface, SetId::PodInterfaces)
+            .drop_for(DropReason::Advertisement),
+        known(Direction::Egress, IpVersion::V6),
+    ];
+    if options.dhcp {
+        let request = RuleBuilder::new().within(Field::InputInterface, SetId::PodInterfaces);
+        rules.push(dhcp_request(request));
+    }
+    rules.push(
+        RuleBuilder::new()
+            .within(Field::InputInterface, SetId::PodInterfaces)
+            .drop_for(DropReason::Unknown),
+    );
+    rules.extend(IpVersion::ALL.map(|version| {
+        RuleBuilder::new()
+            .within(source(version), SetId::PodNetworks(version))
+            // The host talks to itself with its bridge's address, which is in the pod network.
+            .is_not(Field::InputInterface, Value::Interface("lo".into()))
+            .drop_for(DropReason::Unknown)
+    }));
+    rules
+}
+
+/// Judges the destination: the ingress side.
+///
+/// 1. A known destination is judged, or left alone when nothing restricts it.
+/// 2. Multicast and broadcast of pods were judged at their source; which ports they reach is the bridge table's.
+/// 3. An unknown destination is dropped when a pod's interface or network says that it is ours.
+fn to_endpoint(options: &LayoutOptions) -> Vec<Rule> {
+    let mut rules = vec![
+        known(Direction::Ingress, IpVersion::V4),
+        known(Direction::Ingress, IpVersion::V6),
+    ];
+    rules.extend(to_many().map(|rule| {
+        rule.within(Field::InputInterface, SetId::PodInterfaces)
+            .verdict(RuleVerdict::Return)
+    }));
+    if options.dhcp {
+        rules.push(dhcp_reply(RuleBuilder::new()));
+    }
+    rules.push(
+        RuleBuilder::new()
+            .within(Field::OutputInterface, SetId::PodInterfaces)
+            .drop_for(DropReason::Unknown),
+    );
+    rules.extend(IpVersion::ALL.map(|version| {
+        RuleBuilder::new()
+            .within(destination(version), SetId::PodNetworks(version))
+            .drop_for(DropReason::Unknown)
+    }));
+    rules
+}
+
+/// A destination that is many: multicast, or everybody on the link.
+pub(super) fn to_many() -> [RuleBuilder; 3] {
+    let multicast = Value::Ipv4(Ipv4Addr::new(224, 0, 0, 0));
+    let multicast6 = Value::Ipv6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0));
+    [
+        RuleBuilder::new().prefix(Field::IpDestination, multicast, 4),
+        RuleBuilder::new().is(Field::IpDestination, Value::Ipv4(Ipv4Addr::BROADCAST)),
+        RuleBuilder::new().prefix(Field::Ip6Destination, multicast6, 8),
+    ]
+}
+
+/// Finishes a rule for a DHCP client that has no address yet.
+pub(super) fn dhcp_request(rule: RuleBuilder) -> Rule {
+    rule.is(Field::IpSource, Value::Ipv4(Ipv4Addr::UNSPECIFIED))
+        .is(Field::L4Proto, Value::U8(UDP))
+        .is(Field::SourcePort, Value::U16(68))
+        .is(Field::DestinationPort, Value::U16(67))
+        .verdict(RuleVerdict::Return)
+}
+
+/// Finishes a rule for the answer of a DHCP server.
+pub(super) fn dhcp_reply(rule: RuleBuilder) -> Rule {
+    rule.is(Field::NfProto, Value::U8(2))
+        .is(Field::L4Proto, Value::U8(UDP))
+        .is(Field::SourcePort, Value::U16(67))
+        .is(Field::DestinationPort, Value::U16(68))
+        .verdict(RuleVerdict::Return)
+}
+
+/// An endpoint in the state map: `return` leaves the caller's chain, `continue` goes on to be judged.
+fn known(direction: Direction, version: IpVersion) -> Rule {
+    let state = SetId::Verdict(direction, VerdictMap::State, version);
+    RuleBuilder::new()
+        .look_up(&[endpoint(direction, version)], state)
+        .verdict(RuleVerdict::Goto(judge_name(direction, version)))
+}
+
+/// Judges a packet of a restricted endpoint. `meta priority` carries the class in between.
+fn judge(direction: Direction, version: IpVersion) -> ChainLayout {
+    let protocol = match version {
+        IpVersion::V4 => ICMP,
+        IpVersion::V6 => ICMPV6,
+    };
+    let rules = vec![
+        RuleBuilder::new()
+            .ct_state(Statement::CT_RELATED)
+            .is(Field::L4Proto, Value::U8(protocol))
+            .verdict(RuleVerdict::Return),
+        RuleBuilder::new()
+            .ct_state(Statement::CT_INVALID)
+            .drop_for(DropReason::Invalid),
+        RuleBuilder::new().verdict(RuleVerdict::Jump(look_ups_name(direction, version))),
+        RuleBuilder::new().reset_class(),
+    ];
+    ChainLayout {
+        chain: Chain {
+            name: judge_name(direction, version),
+            base: None,
+        },
+        rules,
+    }
+}
+
+/// The lookups, in the order of `towpath_core::tables`. A hit returns (allowed) or goes on to the drop (denied).
+fn look_ups(direction: Direction, version: IpVersion) -> ChainLayout {
+    let endpoint = endpoint(direction, version);
+    let peer = match direction {
+        Direction::Ingress => source(version),
+        Direction::Egress => destination(version),
+    };
+    let map = |map| SetId::Verdict(direction, map, version);
+    let denied = |fields: &[Field], id| {
+        RuleBuilder::new()
+            .look_up(fields, map(id))
+            .drop_for(DropReason::Policy)
+    };
+    let port = [Field::L4Proto, Field::DestinationPort];
+    let rules = vec![
+        RuleBuilder::new().reset_class(),
+        RuleBuilder::new().set_class(peer, SetId::PeerClass(version)),
+        // Only addresses without a class of their own pay the interval lookup.
+        RuleBuilder::new()
+            .is(Field::Priority, Value::Class(0))
+            .set_class(peer, SetId::CidrClass(version)),
+        denied(
+            &[endpoint, Field::Priority, port[0], port[1]],
+            VerdictMap::Exact,
+        ),
+        denied(
+            &[endpoint, Field::Priority, Field::L4Proto],
+            VerdictMap::ClassProtocol,
+        ),
+        denied(&[endpoint, Field::Priority], VerdictMap::ClassAny),
+        denied(&[endpoint, port[0], port[1]], VerdictMap::Any),
+        RuleBuilder::new()
+            .look_up(&[endpoint], map(VerdictMap::Profile))
+            .end(),
+        RuleBuilder::new()
+            .look_up(&[endpoint], map(VerdictMap::Default))
+            .end(),
+        RuleBuilder::new().drop_for(DropReason::Policy),
+    ];
+    ChainLayout {
+        chain: Chain {
+            name: look_ups_name(direction, version),
+            base: None,
+        },
+        rules,
+    }
+}
+
+/// Where profiles end: the endpoint's default.
+fn profile_end_chain(direction: Direction) -> ChainLayout {
+    let mut rules: Vec<Rule> = IpVersion::ALL
+        .map(|version| {
+            let map = SetId::Verdict(direction, VerdictMap::Default, version);
+            RuleBuilder::new()
+                .look_up(&[endpoint(direction, version)], map)
+                .end()
+        })
+        .into();
+    rules.push(RuleBuilder::new().drop_for(DropReason::Policy));
+    ChainLayout {
+        chain: Chain {
+            name: profile_end(direction),
+            base: None,
+        },
+        rules,
+    }
+}
+
+/// An encapsulated packet would carry another one past policy, when a node unpacks it (edge case 15).
+fn encapsulation() -> Vec<Rule> {
+    IpVersion::ALL
+        .map(|version| {
+            RuleBuilder::new()
+                .within(Field::InputInterface, SetId::PodInterfaces)
+                .within(destination(version), SetId::NodeAddresses(version))
+                .drop_for(DropReason::Encapsulation)
+        })
+        .into()
+}
+
+fn source_check() -> Vec<Rule> {
+    vec![
+        RuleBuilder::new()
+            .within(Field::InputInterface, SetId::RoutedInterfaces)
+            .verdict(RuleVerdict::Goto(name("routed_source"))),
+    ]
+}
+
+/// Pod interfaces without a bridge: the same check as on the ports of a bridge, without hardware addresses.
+fn routed_source(options: &LayoutOptions) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = IpVersion::ALL
+        .map(|version| {
+            RuleBuilder::new()
+                .tuple_within(
+                    &[Field::InputInterface, source(version)],
+                    SetId::RoutedBindings(version),
+                )
+                .verdict(RuleVerdict::Return)
+        })
+        .into();
+    rules.extend(link_local_sources().map(|rule| {
+        rule.one_of(Field::Icmpv6Type, &numbers(&NEIGHBOUR_TYPES))
+            .verdict(RuleVerdict::Return)
+    }));
+    if options.dhcp {
+        rules.push(dhcp_request(RuleBuilder::new()));
+    }
+    rules.push(RuleBuilder::new().drop_for(DropReason::Spoofed));
+    rules
+}
+
+/// Sources of neighbour discovery before an address is known: link-local, or none at all.
+pub(super) fn link_local_sources() -> [RuleBuilder; 2] {
+    [
+        RuleBuilder::new().prefix(Field::Ip6Source, link_local(), 10),
+        RuleBuilder::new().is(Field::Ip6Source, Value::Ipv6(Ipv6Addr::UNSPECIFIED)),
+    ]
+}
+
+/// Base of `fe80::/10`.
+pub(super) fn link_local() -> Value {
+    Value::Ipv6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0))
+}
+
+pub(super) fn source(version: IpVersion) -> Field {
+    match version {
+        IpVersion::V4 => Field::IpSource,
+        IpVersion::V6 => Field::Ip6Source,
+    }
+}
+
+fn destination(version: IpVersion) -> Field {
+    match version {
+        IpVersion::V4 => Field::IpDestination,
+        IpVersion::V6 => Field::Ip6Destination,
+    }
+}
+
+/// The field that holds the local endpoint's address.
+fn endpoint(direction: Direction, version: IpVersion) -> Field {
+    match direction {
+        Direction::Ingress => destination(version),
+        Direction::Egress => source(version),
+    }
+}
+
+fn judge_name(direction: Direction, version: IpVersion) -> Name {
+    made_name(&format!("{direction}{}", version.suffix()))
+}
+
+fn look_ups_name(direction: Direction, version: IpVersion) -> Name {
+    made_name(&format!("{direction}_lookup{}", version.suffix()))
+}
+
+/// One-byte values.
+pub(super) fn numbers(values: &[u8]) -> Vec<Value> {
+    values.iter().map(|value| Value::U8(*value)).collect()
+}
+
+fn jump(chain: &'static str) -> Rule {
+    RuleBuilder::new().verdict(jump_to(chain))
+}
+
+fn jump_to(chain: &'static str) -> RuleVerdict {
+    RuleVerdict::Jump(name(chain))
+}
+
+pub(super) fn regular(text: &'static str, rules: Vec<Rule>) -> ChainLayout {
+    ChainLayout {
+        chain: Chain {
+            name: name(text),
+            base: None,
+        },
+        rules,
+    }
+}
+
+pub(super) fn base(text: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> ChainLayout {
+    let base = Some(BaseChain {
+        kind: ChainKind::Filter,
+        hook,
+        priority,
+    });
+    ChainLayout {
+        chain: Chain {
+            name: name(text),
+            base,
+        },
+        rules,
+    }
+}

@@ -1,0 +1,149 @@
+//! Core's tables as nft elements and rules: pure functions.
+//!
+//! [`replace`] says everything, [`phase`] what one batch of changes needs. The layout that the elements go into is
+//! [`crate::layout`].
+
+mod batch;
+mod elements;
+mod facts;
+mod profiles;
+
+use std::collections::BTreeMap;
+
+use towpath_core::tables::{Phase, Tables};
+use towpath_dataplane::nft::{
+    Element, Operation, SetKey, TextError, Transaction, transaction_text,
+};
+
+use crate::layout::{Capacities, LayoutOptions, NodeFacts, SetId, layout};
+
+pub use facts::FactSets;
+
+use batch::Batch;
+
+/// Number of elements of the sets that hold any.
+pub type Counts = BTreeMap<SetId, usize>;
+
+/// Adds our tables with everything that they hold. Nothing of them may exist, so whoever replaces them deletes them
+/// first in the same batch.
+pub fn replace(
+    tables: &Tables,
+    facts: &FactSets,
+    options: &LayoutOptions,
+) -> (Transaction, Counts) {
+    let elements = all_elements(tables, facts);
+    let counts: Counts = elements
+        .iter()
+        .map(|(set, elements)| (*set, elements.len()))
+        .collect();
+    let capacities = Capacities::for_counts(&counts);
+    let mut transaction = layout(options, &capacities);
+    profiles::add_all(&tables.profiles, &mut transaction);
+    for (set, elements) in elements {
+        batch::push_chunks(elements, |chunk| {
+            transaction.push(Operation::AddElements(
+                set.table().table(),
+                set.name(),
+                chunk,
+            ));
+        });
+    }
+    (transaction, counts)
+}
+
+/// The operations that turn `old` into `old` after `phase`. No operation for a key that does not change.
+pub fn phase(old: &Tables, phase: &Phase) -> Rendered {
+    let mut batch = Batch::default();
+    elements::changes(old, phase, &mut batch);
+    profiles::changes(&old.profiles, &phase.profiles, &mut batch);
+    Rendered { batch }
+}
+
+/// What a batch will do; more can be added until it is finished.
+#[derive(Debug)]
+pub struct Rendered {
+    batch: Batch,
+}
+
+impl Rendered {
+    /// Adds the changes of facts and of what follows from them.
+    pub fn with_facts(mut self, old: &FactSets, new: &FactSets) -> Self {
+        facts::changes(old, new, &mut self.batch);
+        self
+    }
+
+    /// Counts what it adds and removes.
+    pub fn count(&self, counts: &mut Counts) {
+        self.batch.count(counts);
+    }
+
+    /// The operations: chains come before the elements that point at them and go after those.
+    pub fn finish(self) -> Transaction {
+        self.batch.finish()
+    }
+}
+
+/// Changes of elements that were read back and are not as they should be.
+#[derive(Debug, Default)]
+pub struct Repair {
+    batch: Batch,
+}
+
+impl Repair {
+    /// An element that is missing.
+    pub fn add(&mut self, set: SetId, element: Element) {
+        self.batch.add(set, element);
+    }
+
+    /// An element that is not wanted.
+    pub fn remove(&mut self, set: SetId, element: Element) {
+        self.batch.remove(set, element);
+    }
+
+    /// The operations.
+    pub fn finish(self) -> Transaction {
+        self.batch.finish()
+    }
+}
+
+/// Every element of every set that holds any.
+pub fn all_elements(tables: &Tables, facts: &FactSets) -> BTreeMap<SetId, Vec<Element>> {
+    let mut all: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
+    elements::all(tables, &mut |set, element| {
+        all.entry(set).or_default().push(element)
+    });
+    for (set, keys) in facts.sets() {
+        let elements = keys.iter().map(|key| Element {
+            key: key.clone(),
+            value: None,
+        });
+        all.entry(set).or_default().extend(elements);
+    }
+    all
+}
+
+/// One form for keys that the kernel may tell in two: a range of one value is that value.
+pub(crate) fn normal_key(key: SetKey) -> SetKey {
+    match key {
+        SetKey::Range(first, last) if first == last => SetKey::Exact(vec![first]),
+        other => other,
+    }
+}
+
+/// The nft text that an agent would load into a machine without our tables; `nft -c -f` takes it.
+pub fn render_text(
+    tables: &Tables,
+    facts: &NodeFacts,
+    options: &LayoutOptions,
+) -> Result<String, TextError> {
+    let (transaction, _) = replace(tables, &fact_sets(tables, facts), options);
+    transaction_text(&transaction)
+}
+
+/// The facts and what follows from them and the tables, as sets.
+pub fn fact_sets(tables: &Tables, facts: &NodeFacts) -> FactSets {
+    FactSets::new(tables, facts)
+}
+
+#[cfg(test)]
+mod tests;
