@@ -4,6 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod applier;
 pub mod cli;
+pub mod layout;
 pub mod lint;
+pub mod render;
 pub mod source;
