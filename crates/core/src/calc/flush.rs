@@ -159,8 +159,9 @@ impl CalcGraph {
         if blocks.is_empty() {
             return None;
         }
-        let is_inside = |address: &IpAddr| blocks.iter().any(|cidr| cidr.contains(address));
-        dirty.peers.extend(self.index.addresses().filter(is_inside));
+        for block in blocks {
+            dirty.peers.extend(self.index.addresses_in(block));
+        }
         Some(Partition::new(self.matchers.networks()))
     }
 

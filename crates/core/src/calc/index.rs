@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smol_str::SmolStr;
 
@@ -15,30 +16,39 @@ use crate::model::{
 /// Lookups over the state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
-    claims: FxHashMap<IpAddr, Vec<EndpointId>>,
+    /// Sorted, for the question who lies in a block.
+    claims: BTreeMap<IpAddr, Vec<EndpointId>>,
     shown: FxHashMap<IpAddr, Vec<u32>>,
-    nodes: FxHashMap<IpAddr, Vec<SmolStr>>,
+    nodes: BTreeMap<IpAddr, Vec<SmolStr>>,
     bound: FxHashMap<InterfaceName, Vec<EndpointId>>,
     numbers: FxHashMap<SmolStr, BTreeMap<(Protocol, u16), u32>>,
     /// Live workloads by namespace, counted.
     namespaces: FxHashMap<SmolStr, u32>,
 }
 
-fn add<K: std::hash::Hash + Eq, V: Ord>(map: &mut FxHashMap<K, Vec<V>>, key: K, value: V) {
-    let values = map.entry(key).or_default();
+fn add<V: Ord>(values: &mut Vec<V>, value: V) {
     if let Err(position) = values.binary_search(&value) {
         values.reserve_exact(1);
         values.insert(position, value);
     }
 }
 
-fn remove<K: std::hash::Hash + Eq, V: Ord>(map: &mut FxHashMap<K, Vec<V>>, key: &K, value: &V) {
-    if let Some(values) = map.get_mut(key) {
-        values.retain(|other| other != value);
-        if values.is_empty() {
-            map.remove(key);
+/// Removes a value; returns whether none is left.
+fn remove<V: Ord>(values: &mut Vec<V>, value: &V) -> bool {
+    values.retain(|other| other != value);
+    values.is_empty()
+}
+
+/// Removes a value from the list of a key, and the key with its last value.
+macro_rules! remove_at {
+    ($map:expr, $key:expr, $value:expr) => {
+        if $map
+            .get_mut($key)
+            .is_some_and(|values| remove(values, $value))
+        {
+            $map.remove($key);
         }
-    }
+    };
 }
 
 impl Index {
@@ -56,10 +66,16 @@ impl Index {
             .entry(endpoint.id.namespace.clone())
             .or_insert(0) += 1;
         for address in &endpoint.addresses {
-            add(&mut self.claims, *address, endpoint.id.clone());
+            add(
+                self.claims.entry(*address).or_default(),
+                endpoint.id.clone(),
+            );
         }
         if let Some(interface) = &endpoint.interface {
-            add(&mut self.bound, interface.clone(), endpoint.id.clone());
+            add(
+                self.bound.entry(interface.clone()).or_default(),
+                endpoint.id.clone(),
+            );
         }
         for port in &endpoint.ports {
             let Some(name) = &port.name else { continue };
@@ -92,10 +108,10 @@ impl Index {
             }
         }
         for address in &endpoint.addresses {
-            remove(&mut self.claims, address, &endpoint.id);
+            remove_at!(self.claims, address, &endpoint.id);
         }
         if let Some(interface) = &endpoint.interface {
-            remove(&mut self.bound, interface, &endpoint.id);
+            remove_at!(self.bound, interface, &endpoint.id);
         }
         for port in &endpoint.ports {
             let Some(name) = &port.name else { continue };
@@ -116,28 +132,28 @@ impl Index {
     /// Takes a version of a node in.
     pub(super) fn add_node(&mut self, node: &Node) {
         for address in &node.addresses {
-            add(&mut self.nodes, *address, node.name.clone());
+            add(self.nodes.entry(*address).or_default(), node.name.clone());
         }
     }
 
     /// Takes a version of a node out.
     pub(super) fn remove_node(&mut self, node: &Node) {
         for address in &node.addresses {
-            remove(&mut self.nodes, address, &node.name);
+            remove_at!(self.nodes, address, &node.name);
         }
     }
 
     /// Takes a version of an interface in.
     pub(super) fn add_interface(&mut self, interface: &ObservedInterface) {
         for address in &interface.addresses {
-            add(&mut self.shown, *address, interface.index);
+            add(self.shown.entry(*address).or_default(), interface.index);
         }
     }
 
     /// Takes a version of an interface out.
     pub(super) fn remove_interface(&mut self, interface: &ObservedInterface) {
         for address in &interface.addresses {
-            remove(&mut self.shown, address, &interface.index);
+            remove_at!(self.shown, address, &interface.index);
         }
     }
 
@@ -180,9 +196,14 @@ impl Index {
             .collect()
     }
 
-    /// Every address of a workload or node.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.claims.keys().chain(self.nodes.keys()).copied()
+    /// Every address of a workload or node that lies in a block.
+    pub(super) fn addresses_in(&self, block: &IpNet) -> impl Iterator<Item = IpAddr> {
+        let range = block.network()..=block.broadcast();
+        let claims = self
+            .claims
+            .range(range.clone())
+            .map(|(address, _)| *address);
+        claims.chain(self.nodes.range(range).map(|(address, _)| *address))
     }
 
     /// Every address of a node.
