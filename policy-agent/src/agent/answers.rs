@@ -56,7 +56,7 @@ impl GraphThread {
             latency: self.latencies.report(),
             endpoints: views::endpoint_counts(cluster, &self.node),
             policies: cluster.policies.len(),
-            classes: self.class_count(),
+            classes: self.graph.class_count(),
             nodes: cluster.nodes.len(),
             cluster_endpoints: cluster.endpoints.len(),
             bridges: bridges.collect(),
@@ -79,7 +79,7 @@ impl GraphThread {
         }
         metrics.cluster_endpoints.set(gauge(cluster.endpoints.len()));
         metrics.policies.set(gauge(cluster.policies.len()));
-        metrics.classes.set(gauge(self.class_count()));
+        metrics.classes.set(gauge(self.graph.class_count()));
     }
 }
 

@@ -69,8 +69,6 @@ pub struct Config {
     pub denied_flows_kept: usize,
     /// How often the tables in the kernel are compared with the wanted ones.
     pub verify_interval_seconds: u64,
-    /// Failed commits in a row after which the agent ends.
-    pub max_failed_commits: u32,
     /// How log lines look.
     pub log_format: LogFormat,
     /// A level, or `target=level` pairs.
@@ -96,7 +94,6 @@ impl Default for Config {
             nflog_group: 747,
             denied_flows_kept: 256,
             verify_interval_seconds: 60,
-            max_failed_commits: 10,
             log_format: LogFormat::default(),
             log: "info".to_owned(),
         }
@@ -214,16 +211,6 @@ const SETTINGS: &[Setting<Config>] = &[
         key: "verifyIntervalSeconds",
         variable: "TOWPATH_VERIFY_INTERVAL_SECONDS",
         set: |c, v| between(&v, 1, 86_400).map(|seconds| c.verify_interval_seconds = seconds),
-    },
-    Setting {
-        key: "maxFailedCommits",
-        variable: "TOWPATH_MAX_FAILED_COMMITS",
-        set: |c, v| {
-            between(&v, 1, 10_000).and_then(|count| {
-                c.max_failed_commits = u32::try_from(count).map_err(|error| error.to_string())?;
-                Ok(())
-            })
-        },
     },
     Setting {
         key: "logFormat",

@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::report::{Denied, DeniedCount};
 use crate::cli::arguments::protocol_name;
+use crate::layout::DropReason;
 
 /// Flows that may wait for attribution.
 const MOST_PENDING: usize = 256;
@@ -23,24 +24,22 @@ const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// Log lines of denied flows in one go.
 const MOST_LINES: usize = 10;
 
-/// Prefixes that our rules log with; each is a reason. Anything else is `other`.
-const REASONS: [&str; 7] = [
-    "policy",
-    "unknown",
-    "spoofed",
-    "revoked",
-    "invalid",
-    "encapsulation",
-    "multicast",
+/// Reasons that our rules log with.
+const REASONS: [DropReason; 8] = [
+    DropReason::Policy,
+    DropReason::Unknown,
+    DropReason::Spoofed,
+    DropReason::Invalid,
+    DropReason::Encapsulation,
+    DropReason::Advertisement,
+    DropReason::Multicast,
+    DropReason::Frame,
 ];
 
-/// The closed name of a rule's prefix.
+/// The closed name of a rule's prefix. The group may carry the packets of others; those are `other`.
 fn reason_of(prefix: &str) -> &'static str {
-    let word = prefix
-        .split([' ', ':', '-', '/'])
-        .find(|word| REASONS.contains(word));
-    word.and_then(|word| REASONS.into_iter().find(|reason| *reason == word))
-        .unwrap_or("other")
+    let known = REASONS.into_iter().find(|reason| reason.name() == prefix);
+    known.map_or("other", DropReason::name)
 }
 
 /// What makes two packets the same flow.
@@ -77,7 +76,7 @@ impl Key {
 
     /// The flow that policy judges; `None` where policy had no say.
     fn flow(&self) -> Option<Flow> {
-        let is_judged = matches!(self.reason, "policy" | "revoked");
+        let is_judged = self.reason == DropReason::Policy.name();
         let protocol = self.protocol.filter(|_| is_judged)?;
         let port = Protocol::from_number(protocol).and(self.port);
         Some(Flow {
@@ -435,7 +434,7 @@ mod tests {
     fn waiting_flows_are_bounded_but_all_packets_are_counted() {
         let mut flows = DeniedFlows::new(10_000);
         for port in 1..=1_000 {
-            flows.add(&packet("spoofed: ", port), SystemTime::UNIX_EPOCH);
+            flows.add(&packet("spoofed", port), SystemTime::UNIX_EPOCH);
         }
 
         assert_eq!(flows.pending.len(), MOST_PENDING);
@@ -445,7 +444,6 @@ mod tests {
     #[test]
     fn prefixes_outside_the_list_are_other() {
         assert_eq!(reason_of("policy"), "policy");
-        assert_eq!(reason_of("towpath unknown "), "unknown");
-        assert_eq!(reason_of("\u{fffd}policy\u{fffd}"), "other");
+        assert_eq!(reason_of("policy of others"), "other");
     }
 }

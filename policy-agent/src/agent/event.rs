@@ -7,6 +7,8 @@ use towpath_core::model::Update;
 use towpath_dataplane::nflog::DeniedPacket;
 
 use super::link::InterfaceChange;
+use crate::applier::{Applied, ApplyError, Drift};
+
 use super::report::{Class, Denied, Endpoint, Policy, Problem, Status};
 
 /// Events that may wait. Those of the source carry many changes each.
@@ -19,6 +21,10 @@ pub(super) enum Event {
     Source(SourceChange),
     /// Interfaces changed.
     Interfaces(InterfaceChange),
+    /// The applier has done something.
+    Applier(ApplierNews),
+    /// Somebody else may have changed our tables.
+    Tampered,
     /// Packets were denied, and so many were not heard of.
     Denied(Vec<DeniedPacket>, u64),
     /// Somebody asks.
@@ -27,6 +33,17 @@ pub(super) enum Event {
     End,
     /// A thread of this name has panicked.
     Panicked(&'static str),
+}
+
+/// What the applier tells.
+#[derive(Debug)]
+pub(super) enum ApplierNews {
+    /// A change is in force since then.
+    Applied(Applied, Instant),
+    /// The tables were read back, with this outcome.
+    Verified(Drift),
+    /// It has given up.
+    Failed(ApplyError),
 }
 
 /// What the source has read.

@@ -3,26 +3,28 @@
 //! Nothing here waits for the kernel. A flush is made when the queue is empty, or 1 ms after the first event that it
 //! will contain; nothing is sent to the applier before the source is in sync and all interfaces have been seen.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use towpath_core::calc::CalcGraph;
+use towpath_core::model::{EndpointKind, InterfaceName, Object, ObjectKey, Update};
+use towpath_core::tables::Delta;
 use towpath_runtime::liveness::Beat;
-use towpath_runtime::process::Memory;
 use towpath_runtime::readiness::{Condition, Readiness};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::AgentError;
 use super::config::Config;
 use super::denied::DeniedFlows;
-use super::event::{Event, Question, SourceChange};
+use super::event::{ApplierNews, Event, SourceChange};
 use super::latency::Latencies;
 use super::link::{HostFacts, InterfaceChange, LinkControl};
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
-use super::report::{self, Commits, EndpointState, Problem, Status};
-use super::views;
+use super::report::{Commits, Problem};
+use crate::applier::{Applied, ApplierHandle, Drift};
+use crate::layout::NodeFacts;
 
 /// Longest time that an event waits for others to join its flush.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -36,7 +38,7 @@ const MOST_ARRIVALS: usize = 1_024;
 /// What the graph needs from its owner.
 pub(super) struct GraphParts {
     pub(super) receiver: Receiver<Event>,
-    pub(super) applier: Applier,
+    pub(super) applier: ApplierHandle,
     pub(super) link: LinkControl,
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
@@ -49,11 +51,14 @@ pub(super) struct GraphParts {
 
 /// The graph and what is known around it.
 pub(super) struct GraphThread {
-    node: String,
-    max_failed_commits: u32,
-    parts: GraphParts,
-    graph: CalcGraph,
-    started: Instant,
+    pub(super) node: String,
+    verify_interval: Duration,
+    /// Configured pod bridges, there or not.
+    bridges: Vec<InterfaceName>,
+    spoof_exempt: Vec<InterfaceName>,
+    pub(super) parts: GraphParts,
+    pub(super) graph: CalcGraph,
+    pub(super) started: Instant,
     gate: Gate,
     /// Arrivals of the events that are not flushed yet, oldest first.
     unflushed: Vec<Instant>,
@@ -62,13 +67,17 @@ pub(super) struct GraphThread {
     collect_at: Option<Instant>,
     tick_at: Instant,
     networks: Vec<IpNet>,
-    host: HostFacts,
-    problems: Vec<Problem>,
-    denied: DeniedFlows,
-    latencies: Latencies,
-    commits: Commits,
-    last_commit: Option<Instant>,
-    is_in_sync: bool,
+    pub(super) host: HostFacts,
+    pub(super) problems: Vec<Problem>,
+    pub(super) denied: DeniedFlows,
+    pub(super) latencies: Latencies,
+    pub(super) commits: Commits,
+    pub(super) last_commit: Option<Instant>,
+    pub(super) is_in_sync: bool,
+    /// Whether what the layout depends on may have changed.
+    are_facts_stale: bool,
+    facts: NodeFacts,
+    verify_at: Instant,
 }
 
 /// What must have happened before the first commit.
@@ -88,7 +97,9 @@ impl GraphThread {
     pub(super) fn new(config: &Config, parts: GraphParts, now: Instant) -> Self {
         Self {
             node: config.node.clone(),
-            max_failed_commits: config.max_failed_commits,
+            verify_interval: config.verify_interval(),
+            bridges: config.pod_bridges.clone(),
+            spoof_exempt: config.spoof_exempt_interfaces.clone(),
             parts,
             graph: CalcGraph::new(config.node.as_str()),
             started: now,
@@ -105,6 +116,9 @@ impl GraphThread {
             commits: Commits::default(),
             last_commit: None,
             is_in_sync: false,
+            are_facts_stale: true,
+            facts: NodeFacts::default(),
+            verify_at: now + config.verify_interval(),
         }
     }
 
@@ -152,7 +166,11 @@ impl GraphThread {
         match event {
             Event::Source(change) => self.take_source(change),
             Event::Interfaces(change) => self.take_interfaces(change),
-            Event::Applied(applied) => self.take_applied(applied)?,
+            Event::Applier(ApplierNews::Applied(applied, at)) => self.take_applied(applied, at),
+            Event::Applier(ApplierNews::Verified(drift)) => self.take_verified(drift),
+            Event::Applier(ApplierNews::Failed(error)) => return Err(AgentError::Apply(error)),
+            Event::Panicked(name) => return Err(AgentError::Panicked { name }),
+            Event::Tampered => self.parts.applier.verify(),
             Event::Denied(packets, lost) => {
                 let now = SystemTime::now();
                 for packet in &packets {
@@ -161,7 +179,7 @@ impl GraphThread {
                 self.parts.metrics.denied_lost.inc_by(lost);
             }
             Event::Ask(question) => self.answer(question),
-            Event::End(_) => return Ok(true),
+            Event::End => return Ok(true),
         }
         Ok(false)
     }
@@ -170,6 +188,7 @@ impl GraphThread {
         let SourceChange { updates, problems, sync, at } = change;
         self.count(Teller::Source, updates.len(), at);
         for update in updates {
+            self.are_facts_stale |= concerns_facts(&update);
             self.graph.apply(update);
         }
         self.problems = problems;
@@ -196,8 +215,8 @@ impl GraphThread {
             self.graph.apply(update);
         }
         if let Some(host) = host {
-            self.parts.applier.set_host(&host);
             self.host = host;
+            self.are_facts_stale = true;
         }
         self.gate.are_interfaces_seen = true;
     }
@@ -213,7 +232,12 @@ impl GraphThread {
     }
 
     fn flush(&mut self) {
-        if !self.gate.is_open() || (self.unflushed.is_empty() && self.commits.wanted_generation > 0) {
+        if !self.gate.is_open() {
+            return;
+        }
+        // Facts go first: the first generation is made with them.
+        self.tell_facts();
+        if self.unflushed.is_empty() && self.commits.wanted_generation > 0 {
             return;
         }
         let started = Instant::now();
@@ -237,6 +261,44 @@ impl GraphThread {
         self.parts.applier.submit(generation, delta);
     }
 
+    /// Tells the applier what the layout depends on, when that has changed.
+    fn tell_facts(&mut self) {
+        if !std::mem::take(&mut self.are_facts_stale) {
+            return;
+        }
+        let facts = self.facts();
+        if facts != self.facts {
+            self.facts.clone_from(&facts);
+            self.parts.applier.set_facts(facts);
+        }
+    }
+
+    /// Facts of this host and of the other nodes. A configured bridge counts before it is there.
+    fn facts(&self) -> NodeFacts {
+        let cluster = self.graph.cluster();
+        let is_unbridged = |name: &&InterfaceName| {
+            let found = cluster.interfaces.values().find(|interface| interface.name == **name);
+            found.is_some_and(|interface| interface.bridge.is_none())
+        };
+        let reader = self.node.as_str();
+        let named = cluster
+            .endpoints
+            .values()
+            .filter(|endpoint| endpoint.node.as_deref().is_none_or(|node| node == reader))
+            .filter_map(|endpoint| endpoint.interface.as_ref())
+            .filter(is_unbridged);
+        let mut routed: BTreeSet<InterfaceName> = self.host.routed.clone();
+        routed.extend(named.cloned());
+        let is_checked = |name: &InterfaceName| !self.spoof_exempt.contains(name);
+        let nodes = cluster.nodes.values().flat_map(|node| node.addresses.iter().copied());
+        NodeFacts {
+            pod_interfaces: self.bridges.iter().chain(&routed).cloned().collect(),
+            routed_interfaces: routed.into_iter().filter(is_checked).collect(),
+            pod_ports: self.host.pod_ports.iter().filter(|name| is_checked(name)).cloned().collect(),
+            node_addresses: self.host.addresses.iter().copied().chain(nodes).collect(),
+        }
+    }
+
     /// The pod networks of this node decide which interfaces are pods'.
     fn tell_networks(&mut self) {
         let node = self.graph.cluster().nodes.get(self.node.as_str());
@@ -245,6 +307,49 @@ impl GraphThread {
             self.parts.link.set_networks(networks.clone());
             self.networks = networks;
         }
+    }
+
+    /// A change is in force.
+    fn take_applied(&mut self, applied: Applied, at: Instant) {
+        let metrics = &self.parts.metrics;
+        metrics.count_commit(CommitResult::Done);
+        metrics.commit_seconds.observe(applied.took.as_secs_f64());
+        while let Some((generation, _)) = self.in_flight.front()
+            && *generation <= applied.generation
+        {
+            let (_, arrivals) = self.in_flight.pop_front().expect("it has a front");
+            for arrival in arrivals {
+                let latency = at.saturating_duration_since(arrival);
+                metrics.programming_latency_seconds.observe(latency.as_secs_f64());
+                self.latencies.add(latency);
+            }
+        }
+        metrics.pending_generations.set(gauge(self.in_flight.len()));
+        self.commits.generation = applied.generation;
+        self.commits.done += 1;
+        self.commits.last_duration_seconds = Some(applied.took.as_secs_f64());
+        self.last_commit = Some(at);
+        let (generation, operations) = (applied.generation, applied.operations);
+        if applied.replaced {
+            info!(generation, operations, took = ?applied.took, "tables replaced");
+        } else {
+            debug!(generation, operations, took = ?applied.took, "committed");
+        }
+        if self.parts.committed.met() {
+            info!(generation, after = ?at.duration_since(self.started), "policy is in force");
+        }
+    }
+
+    /// The tables were read back; the applier repairs what it found by itself.
+    fn take_verified(&mut self, drift: Drift) {
+        if drift.is_none() {
+            return;
+        }
+        let Drift { missing, surplus, is_torn } = drift;
+        warn!(missing, surplus, is_torn, "others have changed our tables; they are repaired");
+        let objects = u64::try_from(missing + surplus).unwrap_or(u64::MAX).max(1);
+        self.parts.metrics.drift_repaired.inc_by(objects);
+        self.commits.drift_repaired += objects;
     }
 
     /// What is due by the clock.
@@ -256,10 +361,29 @@ impl GraphThread {
                 self.send(delta, Vec::new());
             }
         }
+        if self.verify_at <= now {
+            self.verify_at = now + self.verify_interval;
+            self.parts.applier.verify();
+        }
         if self.tick_at <= now {
             self.tick_at = now + TICK;
             self.denied.attribute(self.graph.cluster(), now);
             self.set_gauges();
         }
+    }
+}
+
+/// Whether [`NodeFacts`] may depend on it: nodes, and endpoints that name their interface.
+fn concerns_facts(update: &Update) -> bool {
+    match update {
+        Update::Upsert(Object::Node(_)) | Update::Remove(ObjectKey::Node(_)) => true,
+        Update::Upsert(Object::Endpoint(endpoint)) => {
+            endpoint.id.kind == EndpointKind::WorkloadEndpoint
+        }
+        Update::Remove(ObjectKey::Endpoint(id)) => id.kind == EndpointKind::WorkloadEndpoint,
+        Update::Upsert(Object::Namespace(_) | Object::Policy(_) | Object::Interface(_))
+        | Update::Remove(
+            ObjectKey::Namespace(_) | ObjectKey::Policy(_) | ObjectKey::Interface(_),
+        ) => false,
     }
 }

@@ -1,7 +1,7 @@
 //! The thread that watches interfaces: pods for the graph, facts of the host for the applier, and the netfilter
 //! switches of pod bridges, which it keeps on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,8 @@ use towpath_core::model::{
     InterfaceName, MacAddress, Object, ObjectKey, ObservedInterface, Update,
 };
 use towpath_dataplane::link::{
-    BridgeNetfilter, Changes, Inventory, NetlinkError, PodChange, PodFilter, PodInterface, Scan,
-    Scanner, Waker, Watcher, bridge_netfilter_available,
+    BridgeNetfilter, Inventory, NetlinkError, PodFilter, Scan, Scanner, Waker, Watcher,
+    bridge_netfilter_available,
 };
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::Condition;
@@ -23,6 +23,8 @@ use tracing::{debug, info, warn};
 use super::event::Event;
 use super::state::StateDirectory;
 
+/// Index of the loopback interface, in every namespace.
+const LOOPBACK: u32 = 1;
 /// How long to wait before everything is listed again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -35,6 +37,8 @@ pub(super) struct HostFacts {
     pub(super) bridges: Vec<BridgeFacts>,
     /// Ports of pod bridges but the uplinks.
     pub(super) pod_ports: BTreeSet<InterfaceName>,
+    /// Pod interfaces that are ports of no bridge.
+    pub(super) routed: BTreeSet<InterfaceName>,
 }
 
 /// A pod bridge that exists.
@@ -100,8 +104,10 @@ pub(super) struct LinkThread {
     scanned: Condition,
     filtered: Condition,
     beat: Beat,
-    /// Indexes of the pods that the graph knows, to take back those that a new filter leaves out.
-    told: BTreeSet<u32>,
+    /// What the graph knows of interfaces.
+    told: BTreeMap<u32, ObservedInterface>,
+    /// What it knows of the host.
+    told_host: Option<HostFacts>,
 }
 
 /// What the thread needs from its owner.
@@ -139,7 +145,6 @@ impl LinkThread {
             beat,
         } = parts;
         let inventory = Inventory::new(filter.clone());
-        let told = BTreeSet::new();
         Ok(Self {
             scanner,
             watcher,
@@ -151,7 +156,8 @@ impl LinkThread {
             scanned,
             filtered,
             beat,
-            told,
+            told: BTreeMap::new(),
+            told_host: None,
         })
     }
 
@@ -201,15 +207,11 @@ impl LinkThread {
         let snapshot = self.scanner.discover()?;
         self.inventory = Inventory::new(self.filter.clone());
         self.inventory.apply(Scan::Full(snapshot));
-        let found: BTreeSet<u32> = self.inventory.pods().map(|pod| pod.index).collect();
-        let gone: Vec<u32> = self.told.difference(&found).copied().collect();
-        let mut updates: Vec<Update> = gone.into_iter().map(removal).collect();
-        updates.extend(self.inventory.pods().filter_map(observed).map(upsert));
-        self.told = found;
         self.assert_bridges();
-        info!(pods = self.told.len(), "looked at all interfaces");
+        let pods = self.inventory.pods().count();
+        info!(pods, "looked at all interfaces");
         self.scanned.met();
-        Ok(self.send(updates, true, at))
+        Ok(self.tell(at))
     }
 
     /// Waits for changes and looks at what they touch.
@@ -226,48 +228,78 @@ impl LinkThread {
                 return Ok(Turn::Stale);
             }
         }
-        let mut changes = Changes::default();
+        let mut are_bridges_changed = false;
         for event in &wakeup.events {
             for scan in self.scanner.follow(event, &self.inventory)? {
-                merge(&mut changes, self.inventory.apply(scan));
+                are_bridges_changed |= self.inventory.apply(scan).are_pod_bridges_changed;
             }
         }
-        if changes.are_pod_bridges_changed {
+        if are_bridges_changed {
             self.assert_bridges();
         }
-        let is_host_changed = changes.are_host_addresses_changed
-            || changes.are_pod_ports_changed
-            || changes.are_pod_bridges_changed;
-        let updates = self.updates(changes.pods);
-        if updates.is_empty() && !is_host_changed {
+        if wakeup.events.is_empty() {
             return Ok(Turn::Goes);
         }
-        Ok(self.send(updates, is_host_changed, at))
+        Ok(self.tell(at))
     }
 
-    fn updates(&mut self, changes: Vec<PodChange>) -> Vec<Update> {
-        let mut updates = Vec::new();
-        for change in changes {
-            match change {
-                PodChange::Upsert(pod) => {
-                    debug!(interface = %pod.name, addresses = ?pod.addresses, "pod interface");
-                    self.told.insert(pod.index);
-                    let update = observed(&pod).map_or_else(|| removal(pod.index), upsert);
-                    updates.push(update);
-                }
-                PodChange::Remove(index) => {
-                    debug!(index, "pod interface is gone");
-                    self.told.remove(&index);
-                    updates.push(removal(index));
-                }
+    /// What changed since the graph was told last.
+    fn updates(&mut self) -> Vec<Update> {
+        let seen = self.seen();
+        let gone = self.told.keys().filter(|index| !seen.contains_key(index));
+        let mut updates: Vec<Update> = gone
+            .map(|index| Update::Remove(ObjectKey::Interface(*index)))
+            .collect();
+        for (index, interface) in &seen {
+            if self.told.get(index) != Some(interface) {
+                debug!(interface = %interface.name, addresses = ?interface.addresses, "interface");
+                updates.push(Update::Upsert(Object::Interface(interface.clone())));
             }
         }
+        self.told = seen;
         updates
     }
 
-    /// Blocks while the graph has more than enough to do; the kernel keeps events for us meanwhile.
-    fn send(&self, updates: Vec<Update>, is_host_changed: bool, at: Instant) -> Turn {
-        let host = is_host_changed.then(|| self.host());
+    /// Interfaces as the graph knows them: those of pods with what is behind them, and the others by name only, for
+    /// endpoints that name their interface.
+    fn seen(&self) -> BTreeMap<u32, ObservedInterface> {
+        let name_of = |index: u32| self.inventory.interface(index)?.name.parse().ok();
+        let others = self.inventory.interfaces().filter(|interface| {
+            interface.index != LOOPBACK && !self.filter.uplinks.contains(&interface.name)
+        });
+        let mut seen: BTreeMap<u32, ObservedInterface> = others
+            .filter_map(|interface| {
+                let observed = ObservedInterface {
+                    index: interface.index,
+                    name: interface.name.parse().ok()?,
+                    bridge: interface.master.and_then(name_of),
+                    mac: None,
+                    addresses: Vec::new(),
+                };
+                Some((interface.index, observed))
+            })
+            .collect();
+        for pod in self.inventory.pods() {
+            // One whose name no rule could hold is not known, so it stays closed.
+            if let Some(observed) = seen.get_mut(&pod.index) {
+                observed.mac = pod.mac.map(MacAddress);
+                observed.addresses.clone_from(&pod.addresses);
+            }
+        }
+        seen
+    }
+
+    /// Tells the graph, if there is anything to tell. Blocks while the graph has more than enough to do; the kernel
+    /// keeps events for us meanwhile.
+    fn tell(&mut self, at: Instant) -> Turn {
+        let updates = self.updates();
+        let host = Some(self.host()).filter(|host| self.told_host.as_ref() != Some(host));
+        if updates.is_empty() && host.is_none() {
+            return Turn::Goes;
+        }
+        if host.is_some() {
+            self.told_host.clone_from(&host);
+        }
         let event = Event::Interfaces(InterfaceChange { updates, host, at });
         if self.sender.send(event).is_ok() {
             Turn::Goes
@@ -279,26 +311,44 @@ impl LinkThread {
     fn host(&self) -> HostFacts {
         let bridges = self.inventory.pod_bridges().filter_map(|bridge| {
             let is_filtered = bridge.bridge_netfilter == Some(BridgeNetfilter::ON);
-            Some(BridgeFacts {
-                name: bridge.name.parse().ok()?,
-                is_filtered,
-            })
+            let name = bridge.name.parse().ok()?;
+            Some(BridgeFacts { name, is_filtered })
         });
         let pod_ports = self.inventory.pod_ports().into_iter().filter_map(|index| {
-            self.inventory
-                .interface(index)
-                .and_then(|port| port.name.parse().ok())
+            let port = self.inventory.interface(index)?;
+            port.name.parse().ok()
         });
+        let addresses = self.inventory.host_addresses().iter();
         HostFacts {
-            addresses: self
-                .inventory
-                .host_addresses()
-                .iter()
-                .map(|host| host.address)
-                .collect(),
+            addresses: addresses.map(|host| host.address).collect(),
             bridges: bridges.collect(),
             pod_ports: pod_ports.collect(),
+            routed: self.routed(),
         }
+    }
+
+    /// Pods' interfaces without a bridge, and those that have a configured prefix even if nothing is known behind
+    /// them: what is unknown there is closed.
+    fn routed(&self) -> BTreeSet<InterfaceName> {
+        let has_prefix = |name: &str| {
+            self.filter
+                .prefixes
+                .iter()
+                .any(|prefix| name.starts_with(prefix.as_str()))
+        };
+        let pods = self
+            .inventory
+            .pods()
+            .filter(|pod| pod.bridge.is_none())
+            .map(|pod| &pod.name);
+        let named = self.inventory.interfaces().filter(|interface| {
+            interface.master.is_none()
+                && has_prefix(&interface.name)
+                && !self.filter.uplinks.contains(&interface.name)
+        });
+        pods.chain(named.map(|interface| &interface.name))
+            .filter_map(|name| name.parse().ok())
+            .collect()
     }
 
     /// Switches netfilter on for every pod bridge, and says whether their traffic can be judged.
@@ -369,42 +419,6 @@ enum Turn {
     /// Everything must be looked at again.
     Stale,
     Ends,
-}
-
-fn merge(all: &mut Changes, more: Changes) {
-    all.pods.extend(more.pods);
-    all.are_host_addresses_changed |= more.are_host_addresses_changed;
-    all.are_pod_ports_changed |= more.are_pod_ports_changed;
-    all.are_pod_bridges_changed |= more.are_pod_bridges_changed;
-}
-
-fn upsert(interface: ObservedInterface) -> Update {
-    Update::Upsert(Object::Interface(interface))
-}
-
-fn removal(index: u32) -> Update {
-    Update::Remove(ObjectKey::Interface(index))
-}
-
-/// The interface as the graph knows it; `None` for a name that no rule could hold, which stays unknown and closed.
-fn observed(pod: &PodInterface) -> Option<ObservedInterface> {
-    let parsed = |name: &SmolStr| match name.parse::<InterfaceName>() {
-        Ok(name) => Some(name),
-        Err(error) => {
-            warn!(interface = ?name, %error, "an interface with such a name cannot be a pod's");
-            None
-        }
-    };
-    Some(ObservedInterface {
-        index: pod.index,
-        name: parsed(&pod.name)?,
-        bridge: match &pod.bridge {
-            Some(bridge) => Some(parsed(bridge)?),
-            None => None,
-        },
-        mac: pod.mac.map(MacAddress),
-        addresses: pod.addresses.clone(),
-    })
 }
 
 /// An error with its causes, on one line.

@@ -34,15 +34,12 @@ impl Teller {
 pub(super) enum CommitResult {
     /// The kernel took it.
     Done,
-    /// The kernel refused it, or could not be asked.
-    Failed,
 }
 
 impl CommitResult {
     fn label(self) -> &'static str {
         match self {
             Self::Done => "done",
-            Self::Failed => "failed",
         }
     }
 }
@@ -81,7 +78,7 @@ pub(super) struct Metrics {
     pub(super) flush_seconds: Histogram,
     pub(super) commit_seconds: Histogram,
     commits: Family<ResultLabel, Counter>,
-    pub(super) pending_objects: Gauge,
+    pub(super) pending_generations: Gauge,
     pub(super) drift_repaired: Counter,
     pub(super) programming_latency_seconds: Histogram,
     denied_packets: Family<ReasonLabel, Counter>,
@@ -108,7 +105,7 @@ impl Metrics {
             flush_seconds: histogram(),
             commit_seconds: histogram(),
             commits: Family::default(),
-            pending_objects: Gauge::default(),
+            pending_generations: Gauge::default(),
             drift_repaired: Counter::default(),
             programming_latency_seconds: histogram(),
             denied_packets: Family::default(),
@@ -137,7 +134,7 @@ impl Metrics {
         registry.register("source_problems", "Objects with faults, by kind", self.problems.clone());
         registry.register_with_unit("dataplane_commit", "Time of one commit to the kernel", Unit::Seconds, self.commit_seconds.clone());
         registry.register("dataplane_commits", "Commits by result", self.commits.clone());
-        registry.register("dataplane_pending_objects", "Objects that the kernel does not have yet", self.pending_objects.clone());
+        registry.register("dataplane_pending_generations", "Flushes that the kernel does not have yet", self.pending_generations.clone());
         registry.register("dataplane_drift_repaired_objects", "Objects that others changed and that were repaired", self.drift_repaired.clone());
         registry.register_with_unit("agent_programming_latency", "From an event's arrival to the end of its commit", Unit::Seconds, self.programming_latency_seconds.clone());
         registry.register("denied_packets", "Logged denied packets by reason; the kernel logs a limited share", self.denied_packets.clone());

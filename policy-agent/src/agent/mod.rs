@@ -9,12 +9,16 @@
 //!
 //! Rules stay when the agent ends, however it ends.
 
+mod answers;
+pub(crate) mod backend;
 pub mod config;
 mod denied;
 mod event;
+mod graph;
 mod latency;
 mod link;
 mod metrics;
+mod monitor;
 mod nflog;
 pub mod report;
 mod server;
@@ -32,18 +36,23 @@ use std::time::{Duration, Instant};
 use prometheus_client::registry::Registry;
 use towpath_dataplane::link::{NetlinkError, PodFilter};
 use towpath_runtime::http::ListenError;
-use towpath_runtime::liveness::Liveness;
+use towpath_dataplane::nft::CommitError;
+use towpath_runtime::liveness::{Beat, Liveness};
 use towpath_runtime::readiness::Readiness;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use self::config::Config;
-use self::event::{Event, QUEUE};
-use self::link::{LinkControl, LinkParts, LinkThread};
+use self::config::{Config, NftBackend};
+use self::event::{ApplierNews, Event, QUEUE};
+use self::graph::{GraphParts, GraphThread};
+use self::link::{LinkControl, LinkParts, LinkThread, chain};
 use self::metrics::Metrics;
+use self::monitor::MonitorThread;
 use self::nflog::NflogThread;
 use self::server::{Served, Server};
+use self::source::SourceFeed;
 use self::state::{StateDirectory, StateError};
-use self::thread::spawn;
+use self::thread::{Guard, spawn};
+use crate::applier::{Applier, ApplierHandle, ApplyError, Report};
 
 /// A loop that has not turned for so long is stuck.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -60,6 +69,12 @@ pub enum AgentError {
     /// The kernel cannot be asked for interfaces.
     #[error(transparent)]
     Link(#[from] NetlinkError),
+    /// The kernel's tables cannot be reached.
+    #[error("cannot use nftables")]
+    Backend(#[source] CommitError),
+    /// The applier has given up.
+    #[error("the kernel could not be programmed; the rules stay as they are")]
+    Apply(#[source] ApplyError),
     /// A thread could not start.
     #[error("cannot start the thread {name}")]
     Thread {
@@ -81,9 +96,114 @@ impl AgentError {
     pub fn is_unsupported(&self) -> bool {
         match self {
             Self::Link(error) => matches!(error, NetlinkError::Unsupported { .. }),
+            Self::Backend(error) => matches!(error, CommitError::Unsupported { .. }),
+            Self::Apply(error) => matches!(error, ApplyError::Unsupported(_)),
             Self::State(_) | Self::Listen(_) | Self::Thread { .. } | Self::Panicked { .. } => false,
         }
     }
+}
+
+/// Runs the agent in the network namespace of the calling thread until `shutdown` is done, or until commits fail
+/// too often.
+pub fn run<F>(config: &Config, shutdown: F) -> Result<(), AgentError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let effective = serde_json::to_string(config).unwrap_or_default();
+    info!(version = env!("CARGO_PKG_VERSION"), config = effective, "starting");
+    let state = StateDirectory::open(&config.state_directory)?;
+    let (sender, receiver) = sync_channel(QUEUE);
+    let readiness = Readiness::default();
+    let mut liveness = Liveness::default();
+    let mut registry = Registry::with_prefix("towpath");
+    let now = Instant::now();
+    let metrics = Metrics::register(&mut registry, readiness.clone());
+
+    let link = LinkThread::open(LinkParts {
+        filter: pod_filter(config),
+        state,
+        sender: sender.clone(),
+        scanned: readiness.add("interfaces", "not looked at yet"),
+        filtered: readiness.add("bridge netfilter", "not looked at yet"),
+        beat: liveness.add("link", DEADLINE, now),
+    })?;
+    let control = link.control();
+    let opened = backend::open(config).map_err(AgentError::Backend)?;
+    let is_owned = opened.options.table_flags.owner;
+    let applier = Applier::new(opened.backend, opened.options);
+    let report = applier_report(sender.clone(), liveness.add("applier", DEADLINE, now));
+    let failed = |source| AgentError::Thread { name: "applier", source };
+    let (applier, applier_thread) = ApplierHandle::start(applier, report).map_err(failed)?;
+    let parts = GraphParts {
+        receiver,
+        applier: applier.clone(),
+        link: control.clone(),
+        metrics,
+        readiness: readiness.clone(),
+        synced: readiness.add("source", "not read yet"),
+        committed: readiness.add("first commit", "nothing is committed yet"),
+        beat: liveness.add("graph", DEADLINE, now),
+    };
+    let graph = GraphThread::new(config, parts, now);
+    let served = Served { sender: sender.clone(), liveness, readiness, registry };
+    let server = Server::start(config, served, shutdown)?;
+    let threads = Threads {
+        link: spawn("link", sender.clone(), move || link.run())?,
+        control,
+        nflog: NflogThread::start(config.nflog_group, sender.clone())?,
+        monitor: monitor(config, is_owned, &sender)?,
+        source: source_feed(config, sender)?,
+        applier,
+        applier_thread,
+    };
+    let outcome = graph.run();
+    threads.end();
+    server.end();
+    info!("ended; the rules stay in place");
+    outcome
+}
+
+/// What the applier reports, as events of the graph.
+fn applier_report(sender: SyncSender<Event>, beat: Beat) -> impl FnMut(Report) + Send + 'static {
+    let guard = Guard::new("applier", sender.clone());
+    move |report| {
+        // Moved in whole, so that a panic of the thread is told.
+        let _guard = &guard;
+        let now = Instant::now();
+        beat.beat(now);
+        let news = match report {
+            Report::Alive => return,
+            Report::Applied(applied) => ApplierNews::Applied(applied, now),
+            Report::Verified(drift) => ApplierNews::Verified(drift),
+            Report::Unverified(error) => {
+                warn!(error = chain(&error), "cannot read the tables back");
+                return;
+            }
+            Report::Failed(error) => ApplierNews::Failed(error),
+        };
+        // When the graph is gone, the agent ends.
+        sender.send(Event::Applier(news)).ok();
+    }
+}
+
+/// Listens for changes by others unless the kernel refuses them. Each transaction of the `nft` program would look
+/// like somebody else's.
+fn monitor(
+    config: &Config,
+    is_owned: bool,
+    sender: &SyncSender<Event>,
+) -> Result<Option<MonitorThread>, AgentError> {
+    if is_owned || config.nft_backend == NftBackend::Command {
+        return Ok(None);
+    }
+    MonitorThread::start(sender.clone()).map(Some)
+}
+
+fn source_feed(
+    config: &Config,
+    sender: SyncSender<Event>,
+) -> Result<Option<SourceFeed>, AgentError> {
+    config.source.as_ref().map(|source| SourceFeed::start(source, sender)).transpose()
 }
 
 fn pod_filter(config: &Config) -> PodFilter {
@@ -92,32 +212,39 @@ fn pod_filter(config: &Config) -> PodFilter {
     };
     PodFilter {
         bridges: texts(&config.pod_bridges),
-        prefixes: config
-            .interface_prefixes
-            .iter()
-            .map(|prefix| prefix.as_str().into())
-            .collect(),
+        prefixes: config.interface_prefixes.iter().map(|prefix| prefix.as_str().into()).collect(),
         networks: Vec::new(),
         uplinks: texts(&config.bridge_uplinks),
     }
 }
 
-/// The threads that feed the graph.
+/// The threads around the graph.
 struct Threads {
     link: JoinHandle<()>,
     control: LinkControl,
     nflog: Option<NflogThread>,
+    monitor: Option<MonitorThread>,
+    source: Option<SourceFeed>,
+    applier: ApplierHandle,
+    applier_thread: JoinHandle<()>,
 }
 
 impl Threads {
     /// Ends them all. The graph has gone, so nobody blocks on its queue any more.
     fn end(self) {
+        drop(self.source);
         self.control.end();
+        self.applier.end();
         if let Some(nflog) = self.nflog {
             nflog.end();
         }
-        if self.link.join().is_err() {
-            error!("the thread that watches interfaces has panicked");
+        if let Some(monitor) = self.monitor {
+            monitor.end();
+        }
+        for (name, thread) in [("link", self.link), ("applier", self.applier_thread)] {
+            if thread.join().is_err() {
+                error!(name, "a thread has panicked");
+            }
         }
     }
 }

@@ -65,7 +65,8 @@ impl<'a> Local<'a> {
 
     /// Live workloads of this node. One of our own kind without a node belongs where its address is seen.
     fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
-        let (node, interfaces) = (self.node, &self.cluster.interfaces);
+        let node = self.node;
+        let interfaces = &self.cluster.interfaces;
         let seen: FxHashSet<IpAddr> = interfaces
             .values()
             .flat_map(|interface| interface.addresses.iter().copied())
@@ -93,6 +94,15 @@ impl<'a> Local<'a> {
         })
     }
 
+    /// The interface that the object names.
+    fn named(&self, endpoint: &Endpoint) -> Option<&'a ObservedInterface> {
+        let wanted = endpoint.interface.as_ref()?;
+        self.cluster
+            .interfaces
+            .values()
+            .find(|interface| interface.name == *wanted)
+    }
+
     /// The state of one address, why, and its interface.
     fn address(
         &self,
@@ -101,7 +111,10 @@ impl<'a> Local<'a> {
     ) -> (EndpointState, Option<String>, Option<&'a ObservedInterface>) {
         let empty = Claims::default();
         let claims = self.claims.get(&address).unwrap_or(&empty);
-        let interface = claims.interfaces.first().copied();
+        let interface = match &endpoint.interface {
+            Some(_) => self.named(endpoint),
+            None => claims.interfaces.first().copied(),
+        };
         if claims.workloads.len() > 1 {
             let others: Vec<String> = claims
                 .workloads
@@ -112,8 +125,18 @@ impl<'a> Local<'a> {
             let reason = format!("{} claims {address} too", others.join(", "));
             return (EndpointState::Conflict, Some(reason), interface);
         }
+        if let Some(wanted) = &endpoint.interface {
+            let Some(found) = interface else {
+                let reason = format!("there is no interface {wanted}");
+                return (EndpointState::WaitingForInterface, Some(reason), None);
+            };
+            if found.bridge.is_some() && endpoint.mac.or(found.mac).is_none() {
+                let reason = format!("{wanted} is on a bridge, and the object names no mac");
+                return (EndpointState::WaitingForInterface, Some(reason), interface);
+            }
+            return (EndpointState::Programmed, None, interface);
+        }
         match claims.interfaces.as_slice() {
-            [] if endpoint.interface.is_some() => (EndpointState::Programmed, None, None),
             [] => {
                 let reason = format!("no interface shows {address}");
                 (EndpointState::WaitingForInterface, Some(reason), None)

@@ -3,11 +3,14 @@
 use std::io;
 use std::process::ExitCode;
 
+use towpath_dataplane::link::NetlinkError;
+use towpath_dataplane::nft::CommitError;
 use towpath_runtime::config::ConfigError;
 use towpath_runtime::logs::LogError;
 
 use super::client::ClientError;
 use crate::agent::AgentError;
+use crate::agent::state::StateError;
 
 /// Exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,15 @@ pub enum CommandError {
     /// The agent cannot be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel cannot be asked for interfaces.
+    #[error(transparent)]
+    Link(#[from] NetlinkError),
+    /// The kernel's tables cannot be changed.
+    #[error("cannot change the tables of this node")]
+    Tables(#[from] CommitError),
     /// The agent ended.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -65,7 +77,15 @@ impl CommandError {
         match self {
             Self::Usage(_) | Self::Config(_) | Self::Log(_) => Exit::Usage,
             Self::Agent(error) if error.is_unsupported() => Exit::Unsupported,
-            Self::Failed(_) | Self::Output(_) | Self::Client(_) | Self::Agent(_) => Exit::Failed,
+            Self::Link(NetlinkError::Unsupported { .. })
+            | Self::Tables(CommitError::Unsupported { .. }) => Exit::Unsupported,
+            Self::Failed(_)
+            | Self::Output(_)
+            | Self::Client(_)
+            | Self::State(_)
+            | Self::Link(_)
+            | Self::Tables(_)
+            | Self::Agent(_) => Exit::Failed,
         }
     }
 

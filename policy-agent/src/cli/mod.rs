@@ -15,6 +15,7 @@ mod placeholder;
 mod simulate;
 mod status;
 mod text;
+mod uninstall;
 mod world;
 
 use std::io::{self, Write};
@@ -56,6 +57,8 @@ enum Command {
     Status(status::StatusArguments),
     /// Lists what the agent of this node has.
     Get(get::GetArguments),
+    /// Removes everything that the agent of this host ever changed. Opens the node.
+    Uninstall(uninstall::UninstallArguments),
     /// Prints the completion script of a shell.
     Completions(completions::CompletionsArguments),
     /// Prints the manual page.
@@ -193,6 +196,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Lint(arguments) => lint::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
+        Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Completions(arguments) => completions::print(
             &arguments,
             &mut Cli::command(),
@@ -205,7 +209,14 @@ fn run(command: Command) -> Result<Exit, CommandError> {
 fn run_agent(arguments: AgentArguments) -> Result<Exit, CommandError> {
     let config = arguments.config()?;
     towpath_runtime::logs::start(config.log_format, &config.log)?;
-    Err(CommandError::Failed("not wired yet".to_owned()))
+    let shutdown = async {
+        match towpath_runtime::process::end_signal().await {
+            Ok(signal) => tracing::info!(signal, "told to end"),
+            Err(error) => tracing::error!(%error, "cannot listen for signals"),
+        }
+    };
+    agent::run(&config, shutdown)?;
+    Ok(Exit::Done)
 }
 
 /// Prints an error with its causes, once.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use towpath_dataplane::link::{BridgeNetfilter, Interface, Scanner};
+use towpath_dataplane::nft::{Family, NetlinkBackend, Table};
 
 use super::error::{CommandError, Exit};
 use super::output::{Format, Output};
@@ -93,11 +94,19 @@ fn confirm(is_confirmed: bool) -> Result<(), CommandError> {
 }
 
 fn remove_tables() -> Result<Vec<Done>, CommandError> {
-    let removed = applier::uninstall()?;
+    let removed = applier::uninstall(&mut NetlinkBackend::open()?)?;
     if removed.is_empty() {
         return Ok(vec![Done::new("absent", "tables")]);
     }
-    Ok(removed.into_iter().map(|table| Done::new("removed", format!("table {table}"))).collect())
+    let text = |table: Table| format!("table {} {}", family(table.family), table.name);
+    Ok(removed.into_iter().map(|table| Done::new("removed", text(table))).collect())
+}
+
+fn family(family: Family) -> &'static str {
+    match family {
+        Family::Inet => "inet",
+        Family::Bridge => "bridge",
+    }
 }
 
 /// Gives bridges that still exist the settings from before.

@@ -253,6 +253,11 @@ impl CalcGraph {
         }
     }
 
+    /// How many classes there are, those included that wait for [`Self::collect`].
+    pub fn class_count(&self) -> usize {
+        self.classes.iter().count()
+    }
+
     /// The tables that are now wanted, whole.
     pub fn tables(&self) -> Tables {
         let mut phase = Phase::default();
