@@ -198,6 +198,20 @@ fn lint_exits_with_one_if_there_is_an_error() {
 }
 
 #[test]
+fn render_prints_what_nft_would_load() {
+    let closed = directory(&[("base.yaml", BASE), ("closed.yaml", CLOSED)]);
+
+    let output = towpath(&["render", "--source", &source(&closed), "--node", "node-a"])
+        .output()
+        .unwrap();
+
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    assert!(text.contains("table inet towpath"), "{text}");
+    assert!(text.contains("10.0.0.2"), "{text}");
+}
+
+#[test]
 fn wrong_usage_exits_with_two() {
     let base = directory(&[("base.yaml", BASE)]);
     let source = source(&base);

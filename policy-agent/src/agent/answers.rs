@@ -9,6 +9,7 @@ use super::event::Question;
 use super::graph::GraphThread;
 use super::metrics::gauge;
 use super::report::{self, Commits, EndpointCounts, EndpointState, Status};
+use super::source::{PROBLEM_KINDS, problem_kind};
 use super::views;
 
 impl GraphThread {
@@ -50,7 +51,9 @@ impl GraphThread {
             awaited,
             in_sync: self.is_in_sync,
             commits: Commits {
-                last_seconds_ago: self.last_commit.map(|at| now.duration_since(at).as_secs_f64()),
+                last_seconds_ago: self
+                    .last_commit
+                    .map(|at| now.duration_since(at).as_secs_f64()),
                 ..self.commits.clone()
             },
             latency: self.latencies.report(),
@@ -77,7 +80,16 @@ impl GraphThread {
         for state in EndpointState::ALL {
             metrics.set_endpoints(state.label(), count_of(counts, state));
         }
-        metrics.cluster_endpoints.set(gauge(cluster.endpoints.len()));
+        for kind in PROBLEM_KINDS {
+            let errors = self
+                .problems
+                .iter()
+                .filter(|problem| problem_kind(problem) == Some(kind));
+            metrics.set_problems(kind, errors.count());
+        }
+        metrics
+            .cluster_endpoints
+            .set(gauge(cluster.endpoints.len()));
         metrics.policies.set(gauge(cluster.policies.len()));
         metrics.classes.set(gauge(self.graph.class_count()));
     }

@@ -26,15 +26,25 @@ pub(super) fn open(config: &Config) -> Result<Opened, CommitError> {
             let mut backend = NetlinkBackend::open()?;
             let features = backend.probe_features()?;
             let flags = features.table_flags();
-            info!(owner = flags.owner, persist = flags.persist, "nftables over netlink");
+            info!(
+                owner = flags.owner,
+                persist = flags.persist,
+                "nftables over netlink"
+            );
             (Box::new(backend), flags)
         }
         NftBackend::Command => {
             info!("nftables through the nft program, on plain tables");
-            (Box::new(CommandBackend::new("nft", COMMAND_TIMEOUT)), TableFlags::default())
+            (
+                Box::new(CommandBackend::new("nft", COMMAND_TIMEOUT)),
+                TableFlags::default(),
+            )
         }
     };
-    Ok(Opened { backend, options: layout_options(config, table_flags) })
+    Ok(Opened {
+        backend,
+        options: layout_options(config, table_flags),
+    })
 }
 
 /// The layout that the configuration asks for.

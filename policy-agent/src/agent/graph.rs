@@ -145,15 +145,20 @@ impl GraphThread {
     }
 
     fn until_wake(&self, now: Instant) -> Duration {
-        let due = self.collect_at.map_or(self.tick_at, |at| at.min(self.tick_at));
-        due.saturating_duration_since(now).min(self.parts.beat.interval())
+        let due = self
+            .collect_at
+            .map_or(self.tick_at, |at| at.min(self.tick_at));
+        due.saturating_duration_since(now)
+            .min(self.parts.beat.interval())
     }
 
     /// Takes what else is there, until the queue is empty or the flush is due. True at the end.
     fn drain(&mut self) -> Result<bool, AgentError> {
         let until = Instant::now() + COALESCE;
         while Instant::now() < until {
-            let Ok(event) = self.parts.receiver.try_recv() else { break };
+            let Ok(event) = self.parts.receiver.try_recv() else {
+                break;
+            };
             if self.take(event)? {
                 return Ok(true);
             }
@@ -174,7 +179,9 @@ impl GraphThread {
             Event::Denied(packets, lost) => {
                 let now = SystemTime::now();
                 for packet in &packets {
-                    self.parts.metrics.count_denied(self.denied.add(packet, now), 1);
+                    self.parts
+                        .metrics
+                        .count_denied(self.denied.add(packet, now), 1);
                 }
                 self.parts.metrics.denied_lost.inc_by(lost);
             }
@@ -185,7 +192,12 @@ impl GraphThread {
     }
 
     fn take_source(&mut self, change: SourceChange) {
-        let SourceChange { updates, problems, sync, at } = change;
+        let SourceChange {
+            updates,
+            problems,
+            sync,
+            at,
+        } = change;
         self.count(Teller::Source, updates.len(), at);
         for update in updates {
             self.are_facts_stale |= concerns_facts(&update);
@@ -202,7 +214,10 @@ impl GraphThread {
             }
             Err(reason) => {
                 if self.parts.synced.unmet(reason.as_str()) {
-                    warn!(reason, "the source is not in sync; what is in force stays in force");
+                    warn!(
+                        reason,
+                        "the source is not in sync; what is in force stays in force"
+                    );
                 }
             }
         }
@@ -242,7 +257,10 @@ impl GraphThread {
         }
         let started = Instant::now();
         let delta = self.graph.flush();
-        self.parts.metrics.flush_seconds.observe(started.elapsed().as_secs_f64());
+        self.parts
+            .metrics
+            .flush_seconds
+            .observe(started.elapsed().as_secs_f64());
         let arrivals = std::mem::take(&mut self.unflushed);
         self.tell_networks();
         // The first generation is sent even when it is empty: it closes what is unknown.
@@ -277,7 +295,10 @@ impl GraphThread {
     fn facts(&self) -> NodeFacts {
         let cluster = self.graph.cluster();
         let is_unbridged = |name: &&InterfaceName| {
-            let found = cluster.interfaces.values().find(|interface| interface.name == **name);
+            let found = cluster
+                .interfaces
+                .values()
+                .find(|interface| interface.name == **name);
             found.is_some_and(|interface| interface.bridge.is_none())
         };
         let reader = self.node.as_str();
@@ -290,11 +311,20 @@ impl GraphThread {
         let mut routed: BTreeSet<InterfaceName> = self.host.routed.clone();
         routed.extend(named.cloned());
         let is_checked = |name: &InterfaceName| !self.spoof_exempt.contains(name);
-        let nodes = cluster.nodes.values().flat_map(|node| node.addresses.iter().copied());
+        let nodes = cluster
+            .nodes
+            .values()
+            .flat_map(|node| node.addresses.iter().copied());
         NodeFacts {
             pod_interfaces: self.bridges.iter().chain(&routed).cloned().collect(),
             routed_interfaces: routed.into_iter().filter(is_checked).collect(),
-            pod_ports: self.host.pod_ports.iter().filter(|name| is_checked(name)).cloned().collect(),
+            pod_ports: self
+                .host
+                .pod_ports
+                .iter()
+                .filter(|name| is_checked(name))
+                .cloned()
+                .collect(),
             node_addresses: self.host.addresses.iter().copied().chain(nodes).collect(),
         }
     }
@@ -320,7 +350,9 @@ impl GraphThread {
             let (_, arrivals) = self.in_flight.pop_front().expect("it has a front");
             for arrival in arrivals {
                 let latency = at.saturating_duration_since(arrival);
-                metrics.programming_latency_seconds.observe(latency.as_secs_f64());
+                metrics
+                    .programming_latency_seconds
+                    .observe(latency.as_secs_f64());
                 self.latencies.add(latency);
             }
         }
@@ -345,8 +377,15 @@ impl GraphThread {
         if drift.is_none() {
             return;
         }
-        let Drift { missing, surplus, is_torn } = drift;
-        warn!(missing, surplus, is_torn, "others have changed our tables; they are repaired");
+        let Drift {
+            missing,
+            surplus,
+            is_torn,
+        } = drift;
+        warn!(
+            missing,
+            surplus, is_torn, "others have changed our tables; they are repaired"
+        );
         let objects = u64::try_from(missing + surplus).unwrap_or(u64::MAX).max(1);
         self.parts.metrics.drift_repaired.inc_by(objects);
         self.commits.drift_repaired += objects;

@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use towpath_dataplane::link::{NetlinkError, PodFilter};
-use towpath_runtime::http::ListenError;
 use towpath_dataplane::nft::CommitError;
+use towpath_runtime::http::ListenError;
 use towpath_runtime::liveness::{Beat, Liveness};
 use towpath_runtime::readiness::Readiness;
 use tracing::{error, info, warn};
@@ -110,7 +110,11 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let effective = serde_json::to_string(config).unwrap_or_default();
-    info!(version = env!("CARGO_PKG_VERSION"), config = effective, "starting");
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = effective,
+        "starting"
+    );
     let state = StateDirectory::open(&config.state_directory)?;
     let (sender, receiver) = sync_channel(QUEUE);
     let readiness = Readiness::default();
@@ -132,7 +136,10 @@ where
     let is_owned = opened.options.table_flags.owner;
     let applier = Applier::new(opened.backend, opened.options);
     let report = applier_report(sender.clone(), liveness.add("applier", DEADLINE, now));
-    let failed = |source| AgentError::Thread { name: "applier", source };
+    let failed = |source| AgentError::Thread {
+        name: "applier",
+        source,
+    };
     let (applier, applier_thread) = ApplierHandle::start(applier, report).map_err(failed)?;
     let parts = GraphParts {
         receiver,
@@ -145,7 +152,12 @@ where
         beat: liveness.add("graph", DEADLINE, now),
     };
     let graph = GraphThread::new(config, parts, now);
-    let served = Served { sender: sender.clone(), liveness, readiness, registry };
+    let served = Served {
+        sender: sender.clone(),
+        liveness,
+        readiness,
+        registry,
+    };
     let server = Server::start(config, served, shutdown)?;
     let threads = Threads {
         link: spawn("link", sender.clone(), move || link.run())?,
@@ -203,7 +215,11 @@ fn source_feed(
     config: &Config,
     sender: SyncSender<Event>,
 ) -> Result<Option<SourceFeed>, AgentError> {
-    config.source.as_ref().map(|source| SourceFeed::start(source, sender)).transpose()
+    config
+        .source
+        .as_ref()
+        .map(|source| SourceFeed::start(source, sender))
+        .transpose()
 }
 
 fn pod_filter(config: &Config) -> PodFilter {
@@ -212,7 +228,11 @@ fn pod_filter(config: &Config) -> PodFilter {
     };
     PodFilter {
         bridges: texts(&config.pod_bridges),
-        prefixes: config.interface_prefixes.iter().map(|prefix| prefix.as_str().into()).collect(),
+        prefixes: config
+            .interface_prefixes
+            .iter()
+            .map(|prefix| prefix.as_str().into())
+            .collect(),
         networks: Vec::new(),
         uplinks: texts(&config.bridge_uplinks),
     }

@@ -30,7 +30,9 @@ impl MonitorThread {
         let monitor = Monitor::open().map_err(AgentError::Backend)?;
         let is_ended = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_ended);
-        let thread = spawn("monitor", sender.clone(), move || run(monitor, &flag, &sender))?;
+        let thread = spawn("monitor", sender.clone(), move || {
+            run(monitor, &flag, &sender)
+        })?;
         Ok(Self { is_ended, thread })
     }
 
@@ -63,7 +65,9 @@ fn run(mut monitor: Monitor, is_ended: &AtomicBool, sender: &SyncSender<Event>) 
 fn concerns_us(event: &RulesetEvent) -> bool {
     match event {
         RulesetEvent::Commit(commit) => {
-            let is_ours = TableId::ALL.iter().any(|id| commit.tables.contains(&id.table()));
+            let is_ours = TableId::ALL
+                .iter()
+                .any(|id| commit.tables.contains(&id.table()));
             is_ours && commit.process != std::process::id()
         }
         RulesetEvent::Overrun => true,

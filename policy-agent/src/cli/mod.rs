@@ -12,6 +12,7 @@ mod get;
 mod lint;
 mod output;
 mod placeholder;
+mod render;
 mod simulate;
 mod status;
 mod text;
@@ -53,6 +54,8 @@ enum Command {
     Simulate(simulate::SimulateArguments),
     /// Says what is wrong with manifests, and what is suspicious.
     Lint(lint::LintArguments),
+    /// Prints the nft text that the agent of a node would load.
+    Render(render::RenderArguments),
     /// Shows whether the agent of this node enforces, and what it awaits.
     Status(status::StatusArguments),
     /// Lists what the agent of this node has.
@@ -194,6 +197,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Simulate(arguments) => simulate::run(&arguments),
         Command::Lint(arguments) => lint::run(&arguments),
+        Command::Render(arguments) => render::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Uninstall(arguments) => uninstall::run(&arguments),

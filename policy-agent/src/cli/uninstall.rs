@@ -46,14 +46,20 @@ struct Done {
 
 impl Done {
     fn new(action: &'static str, object: impl Into<String>) -> Self {
-        Self { action, object: object.into() }
+        Self {
+            action,
+            object: object.into(),
+        }
     }
 }
 
 pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> {
     let socket = &arguments.socket.socket;
     if client::is_served(socket) {
-        let text = format!("an agent runs and serves {}; stop it first", socket.display());
+        let text = format!(
+            "an agent runs and serves {}; stop it first",
+            socket.display()
+        );
         return Err(CommandError::Failed(text));
     }
     confirm(arguments.yes)?;
@@ -83,7 +89,10 @@ fn confirm(is_confirmed: bool) -> Result<(), CommandError> {
         let text = "uninstall opens this node; give --yes to confirm".to_owned();
         return Err(CommandError::Usage(text));
     }
-    write!(io::stderr(), "remove all rules of towpath from this node, which opens it? [y/N] ")?;
+    write!(
+        io::stderr(),
+        "remove all rules of towpath from this node, which opens it? [y/N] "
+    )?;
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
@@ -99,7 +108,10 @@ fn remove_tables() -> Result<Vec<Done>, CommandError> {
         return Ok(vec![Done::new("absent", "tables")]);
     }
     let text = |table: Table| format!("table {} {}", family(table.family), table.name);
-    Ok(removed.into_iter().map(|table| Done::new("removed", text(table))).collect())
+    Ok(removed
+        .into_iter()
+        .map(|table| Done::new("removed", text(table)))
+        .collect())
 }
 
 fn family(family: Family) -> &'static str {
@@ -123,7 +135,10 @@ fn restore_bridges(state: &StateDirectory) -> Result<Vec<Done>, CommandError> {
         match interfaces.iter().find(is_it) {
             Some(bridge) => {
                 scanner.set_bridge_netfilter(bridge.index, before)?;
-                done.push(Done::new("restored", format!("netfilter settings of bridge {name}")));
+                done.push(Done::new(
+                    "restored",
+                    format!("netfilter settings of bridge {name}"),
+                ));
             }
             None => done.push(Done::new("absent", format!("bridge {name}"))),
         }
@@ -143,12 +158,16 @@ fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
     {
         fs::remove_dir(directory).ok();
     }
-    Ok(Some(Done::new("removed", format!("socket {}", socket.display()))))
+    Ok(Some(Done::new(
+        "removed",
+        format!("socket {}", socket.display()),
+    )))
 }
 
 fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
     if output.format() != Format::Table {
         return output.value(&done);
     }
-    done.iter().try_for_each(|done| output.line(&format!("{} {}", done.action, done.object)))
+    done.iter()
+        .try_for_each(|done| output.line(&format!("{} {}", done.action, done.object)))
 }
