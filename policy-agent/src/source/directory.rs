@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -46,36 +47,31 @@ impl Identity {
     }
 }
 
-/// What a file looks like from outside.
+/// What a file looks like from outside: a hash of all that a write would change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Signature {
-    identity: Identity,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+pub(super) struct Signature(u64);
 
 impl Signature {
     pub(super) fn of(metadata: &Metadata) -> Self {
-        Self {
-            identity: Identity::of(metadata),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
+        let mut hasher = DefaultHasher::new();
+        Identity::of(metadata).hash(&mut hasher);
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        (metadata.size(), modified, changed).hash(&mut hasher);
+        Self(hasher.finish())
     }
+}
 
-    /// Whether a write right after this look could leave the same signature.
-    pub(super) fn is_recent(&self, now: SystemTime) -> bool {
-        let (seconds, nanoseconds) = self.changed;
-        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds))
-        else {
-            return true;
-        };
-        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-        // A clock that jumped back makes everything recent, which costs only a read.
-        now.duration_since(changed).is_ok_and(|age| age < TICK) || changed > now
-    }
+/// Whether a write right after this look could leave the same signature.
+pub(super) fn is_recent(metadata: &Metadata, now: SystemTime) -> bool {
+    let seconds = u64::try_from(metadata.ctime());
+    let nanoseconds = u32::try_from(metadata.ctime_nsec());
+    let (Ok(seconds), Ok(nanoseconds)) = (seconds, nanoseconds) else {
+        return true;
+    };
+    let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+    // A clock that jumped back makes everything recent, which costs only a read.
+    now.duration_since(changed).is_ok_and(|age| age < TICK) || changed > now
 }
 
 /// What a walk found.

@@ -22,6 +22,9 @@ use super::{Batch, SourceState, is_manifest};
 /// Findings in one batch.
 const FINDINGS: usize = 1_000;
 
+/// Files that are read before the first of them is entered.
+const FILES_AT_ONCE: usize = 256;
+
 /// What a source reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
@@ -283,19 +286,37 @@ impl FileSource {
     }
 
     /// Reads files and enters what they say, until nothing has to be read again.
-    fn take_in(&mut self, mut to_read: Vec<(Arc<str>, Option<u64>)>) -> Step {
-        let mut changes = Vec::new();
+    fn take_in(&mut self, to_read: Vec<(Arc<str>, Option<u64>)>) -> Step {
+        let mut step = Step {
+            updates: Vec::new(),
+            is_news: false,
+        };
+        // Some files at a time: what was read of them lives until it is entered.
+        for files in to_read.chunks(FILES_AT_ONCE) {
+            self.take_in_some(files.to_vec(), &mut step);
+        }
+        step.is_news |= self.judge();
+        if to_read.len() > FILES_AT_ONCE {
+            keep_last(&mut step.updates);
+        }
+        step
+    }
+
+    fn take_in_some(&mut self, mut to_read: Vec<(Arc<str>, Option<u64>)>, step: &mut Step) {
         let mut updates = BTreeMap::new();
-        let mut is_news = false;
-        // Every round reads files that the one before did not, so there are few: a file that comes into force can
-        // only do so once.
+        // Every round reads files that the one before did not: a file comes into force once.
         for _ in 0..8 {
+            let mut changes = Vec::with_capacity(to_read.len());
             for file in read_all(&to_read) {
                 changes.extend(self.recognise(file));
             }
-            is_news |= !changes.is_empty();
-            let applied = self.ledger.apply(std::mem::take(&mut changes));
-            updates.extend(applied.updates);
+            step.is_news |= !changes.is_empty();
+            let applied = self.ledger.apply(changes);
+            if updates.is_empty() {
+                updates = applied.updates;
+            } else {
+                updates.extend(applied.updates);
+            }
             to_read = applied
                 .reread
                 .into_iter()
@@ -315,11 +336,7 @@ impl FileSource {
                 },
             );
         }
-        is_news |= self.judge();
-        Step {
-            updates: updates.into_values().collect(),
-            is_news,
-        }
+        step.updates.extend(updates.into_values());
     }
 
     /// What a read file means for the ledger; `None` when it says what it said before.
@@ -382,5 +399,28 @@ impl FileSource {
         } else {
             None
         };
+    }
+}
+
+/// Of several updates of one object only the last counts: with many files an object may leave one of them before it
+/// is found in another.
+fn keep_last(updates: &mut Vec<Update>) {
+    if !updates
+        .iter()
+        .any(|update| matches!(update, Update::Remove(_)))
+    {
+        return;
+    }
+    let last: BTreeMap<ObjectKey, Update> = std::mem::take(updates)
+        .into_iter()
+        .map(|update| (key_of(&update), update))
+        .collect();
+    updates.extend(last.into_values());
+}
+
+fn key_of(update: &Update) -> ObjectKey {
+    match update {
+        Update::Upsert(object) => object.key(),
+        Update::Remove(key) => key.clone(),
     }
 }

@@ -89,6 +89,8 @@ struct Claim {
     ordinal: u32,
     line: u32,
     state: State,
+    /// What was just read: the object, or its stand-in. Gone once the object is settled.
+    fresh: Option<Box<Object>>,
 }
 
 /// How good a claim is. The numbers are the meaning of the version in question.
@@ -123,6 +125,22 @@ impl Claim {
         }
     }
 
+    /// What would be in force if this claim were.
+    fn wanted(&self) -> Option<InForce> {
+        match self.state {
+            State::Bad(meaning) => Some(InForce {
+                meaning: meaning?,
+                is_stand_in: true,
+            }),
+            State::Good(meaning) | State::Kept(meaning) | State::Missing(meaning) => {
+                Some(InForce {
+                    meaning,
+                    is_stand_in: false,
+                })
+            }
+        }
+    }
+
     fn place(&self) -> Place {
         Place {
             file: self.file.clone(),
@@ -135,6 +153,29 @@ impl Standing {
     fn strongest(&self) -> Option<&Claim> {
         self.claims.iter().min_by_key(|claim| claim.rank())
     }
+
+    /// Brings the strongest claim into force.
+    fn settle(&mut self, key: &ObjectKey, applied: &mut Applied) -> Option<Update> {
+        let strongest = self
+            .claims
+            .iter_mut()
+            .min_by(|a, b| a.rank().cmp(&b.rank()));
+        let wanted = strongest.and_then(|claim| Some((claim.wanted()?, claim)));
+        let Some((wanted, claim)) = wanted else {
+            return self.in_force.take().map(|_| Update::Remove(key.clone()));
+        };
+        let is_readable = matches!(claim.state, State::Good(_) | State::Bad(_));
+        // Where the text is gone, so is the way to another version than the one in force.
+        if self.in_force == Some(wanted) || !is_readable {
+            return None;
+        }
+        let Some(object) = claim.fresh.take() else {
+            applied.reread.insert(claim.file.clone());
+            return None;
+        };
+        self.in_force = Some(wanted);
+        Some(Update::Upsert(*object))
+    }
 }
 
 fn meaning_of(object: &Object) -> u64 {
@@ -142,9 +183,6 @@ fn meaning_of(object: &Object) -> u64 {
     object.hash(&mut hasher);
     hasher.finish()
 }
-
-/// Objects that were just read, by key and origin.
-type Fresh = HashMap<ObjectKey, Vec<(Arc<str>, u32, Object)>>;
 
 impl Ledger {
     /// An empty ledger. Notes are for reviews; an agent that runs for months has no use for them.
@@ -165,13 +203,12 @@ impl Ledger {
     /// never gone between them.
     pub(super) fn apply(&mut self, changes: Vec<(Arc<str>, FileChange)>) -> Applied {
         let mut touched = BTreeSet::new();
-        let mut fresh = Fresh::new();
         for (file, change) in changes {
-            self.change(&file, change, &mut touched, &mut fresh);
+            self.change(&file, change, &mut touched);
         }
         let mut applied = Applied::default();
         for key in touched {
-            self.settle(key, &mut fresh, &mut applied);
+            self.settle(key, &mut applied);
         }
         applied
     }
@@ -243,17 +280,11 @@ impl Ledger {
     }
 
     /// Replaces all claims of one file.
-    fn change(
-        &mut self,
-        file: &Arc<str>,
-        change: FileChange,
-        touched: &mut BTreeSet<ObjectKey>,
-        fresh: &mut Fresh,
-    ) {
+    fn change(&mut self, file: &Arc<str>, change: FileChange, touched: &mut BTreeSet<ObjectKey>) {
         let old = self.withdraw(file, touched);
         let (claims, mut findings, mut untold) = match change {
             FileChange::Gone => return,
-            FileChange::Read(documents) => self.read_claims(file, documents, &old, fresh),
+            FileChange::Read(documents) => self.read_claims(file, documents, &old),
             FileChange::Unreadable(finding) => (keep(old), vec![finding], 0),
         };
         let room = FINDINGS.saturating_sub(self.told);
@@ -268,6 +299,8 @@ impl Ledger {
                 continue;
             }
             let standing = self.objects.entry(key.clone()).or_default();
+            // Nearly every object has one claim.
+            standing.claims.reserve_exact(1);
             standing.claims.push(claim);
             touched.insert(key.clone());
             keys.push(key);
@@ -312,83 +345,36 @@ impl Ledger {
         file: &Arc<str>,
         documents: Vec<Document>,
         old: &[(ObjectKey, Claim)],
-        fresh: &mut Fresh,
     ) -> (Vec<(ObjectKey, Claim)>, Vec<Finding>, usize) {
         let mut reading = Reading::new(file, &documents, old, self.keeps_notes);
         for (ordinal, document) in (0..).zip(documents) {
-            reading.read(ordinal, document, fresh);
+            reading.read(ordinal, document);
         }
         reading.finish()
     }
 
     /// Decides what is in force for one object, and tells consumers if that is something else.
-    fn settle(&mut self, key: ObjectKey, fresh: &mut Fresh, applied: &mut Applied) {
+    fn settle(&mut self, key: ObjectKey, applied: &mut Applied) {
         let Some(standing) = self.objects.get_mut(&key) else {
             return;
         };
-        let is_contested = standing.claims.len() > 1;
-        if is_contested {
+        if standing.claims.len() > 1 {
             self.contested.insert(key.clone());
         } else {
             self.contested.remove(&key);
         }
-        let wanted = standing.strongest().and_then(|claim| match claim.state {
-            State::Bad(meaning) => Some((
-                claim,
-                InForce {
-                    meaning: meaning?,
-                    is_stand_in: true,
-                },
-            )),
-            State::Good(meaning) | State::Kept(meaning) | State::Missing(meaning) => Some((
-                claim,
-                InForce {
-                    meaning,
-                    is_stand_in: false,
-                },
-            )),
-        });
-        match wanted {
-            Some((_, wanted)) if standing.in_force == Some(wanted) => {}
-            // The text is gone, and with it the way to another version than the one in force.
-            Some((
-                Claim {
-                    state: State::Kept(_) | State::Missing(_),
-                    ..
-                },
-                _,
-            )) => {}
-            Some((claim, wanted)) => match take_fresh(fresh, &key, claim) {
-                Some(object) => {
-                    self.in_force += usize::from(standing.in_force.is_none());
-                    standing.in_force = Some(wanted);
-                    applied.updates.insert(key, Update::Upsert(object));
-                }
-                None => {
-                    applied.reread.insert(claim.file.clone());
-                }
-            },
-            None => {
-                let was_in_force = standing.in_force.take().is_some();
-                if standing.claims.is_empty() {
-                    self.objects.remove(&key);
-                }
-                if was_in_force {
-                    self.in_force -= 1;
-                    applied.updates.insert(key.clone(), Update::Remove(key));
-                }
-            }
+        let was_in_force = standing.in_force.is_some();
+        let update = standing.settle(&key, applied);
+        for claim in &mut standing.claims {
+            claim.fresh = None;
         }
+        let is_in_force = standing.in_force.is_some();
+        self.in_force = self.in_force + usize::from(is_in_force) - usize::from(was_in_force);
+        if standing.claims.is_empty() {
+            self.objects.remove(&key);
+        }
+        applied.updates.extend(update.map(|update| (key, update)));
     }
-}
-
-fn take_fresh(fresh: &mut Fresh, key: &ObjectKey, claim: &Claim) -> Option<Object> {
-    let candidates = fresh.get_mut(key)?;
-    let is_it = |(file, ordinal, _): &(Arc<str>, u32, Object)| {
-        *file == claim.file && *ordinal == claim.ordinal
-    };
-    let index = candidates.iter().position(is_it)?;
-    Some(candidates.swap_remove(index).2)
 }
 
 /// What stays of claims whose file can no longer be understood.
@@ -460,36 +446,29 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn read(&mut self, ordinal: u32, document: Document, fresh: &mut Fresh) {
+    fn read(&mut self, ordinal: u32, document: Document) {
         let Document { line, outcome } = document;
-        let claim = |state| Claim {
-            file: self.file.clone(),
+        let file = self.file.clone();
+        let claim = |state, fresh| Claim {
+            file,
             ordinal,
             line,
             state,
+            fresh,
         };
         match outcome {
             Outcome::Object { object, remarks } => {
                 let key = object.key();
-                self.claims
-                    .push((key.clone(), claim(State::Good(meaning_of(&object)))));
                 let shown = || Identity::of(&key).map(|identity| identity.to_string());
                 self.tell(remarks, line, shown);
-                fresh
-                    .entry(key)
-                    .or_default()
-                    .push((self.file.clone(), ordinal, object));
+                let state = State::Good(meaning_of(&object));
+                self.claims
+                    .push((key, claim(state, Some(Box::new(object)))));
             }
             Outcome::Ignored { remarks, .. } => self.tell(remarks, line, || None),
             Outcome::Bad(bad) => {
                 if let Some((key, state, stand_in)) = self.read_bad(&bad) {
-                    self.claims.push((key.clone(), claim(state)));
-                    if let Some(object) = stand_in {
-                        fresh
-                            .entry(key)
-                            .or_default()
-                            .push((self.file.clone(), ordinal, object));
-                    }
+                    self.claims.push((key, claim(state, stand_in)));
                 }
                 let identity = bad.identity;
                 self.tell(bad.faults, line, || {
@@ -500,7 +479,7 @@ impl<'a> Reading<'a> {
     }
 
     /// What a bad document claims, and what stands in for it.
-    fn read_bad(&mut self, bad: &BadObject) -> Option<(ObjectKey, State, Option<Object>)> {
+    fn read_bad(&mut self, bad: &BadObject) -> Option<(ObjectKey, State, Option<Box<Object>>)> {
         let key = bad.identity.as_ref().and_then(Identity::key);
         let known = key
             .as_ref()
@@ -513,7 +492,7 @@ impl<'a> Reading<'a> {
                 if key.is_none() && self.is_hidden_version(bad) {
                     return None;
                 }
-                let object = Object::Policy(policy.clone());
+                let object = Box::new(Object::Policy(policy.clone()));
                 let state = State::Bad(Some(meaning_of(&object)));
                 Some((object.key(), state, Some(object)))
             }

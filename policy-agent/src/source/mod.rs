@@ -45,7 +45,7 @@ impl SourceState {
 /// One step of a source. The first is the whole state.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Changes of objects, sorted by key; each key at most once.
+    /// Changes of objects, in the order in which they take effect.
     pub updates: Vec<Update>,
     /// Everything that is wrong at the moment, sorted by place, shortened to a thousand.
     pub findings: Vec<Finding>,

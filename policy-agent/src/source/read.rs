@@ -1,6 +1,6 @@
 //! Reading and parsing of many files, on more than one thread where that pays.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use towpath_api::Document;
 
-use super::directory::Signature;
+use super::directory::{Signature, is_recent};
 
 /// Bytes of one file.
 pub(super) const FILE_BYTES: u64 = 8 << 20;
@@ -83,10 +83,11 @@ pub(super) fn read_all(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
 
 fn read(name: &Arc<str>, known: Option<u64>) -> ReadFile {
     let content = match read_bytes(Path::new(&**name)) {
-        Ok(Ok((signature, bytes))) => {
+        Ok(Ok((metadata, bytes))) => {
             let hash = hash(&bytes);
-            // Taken after the read: a write since then has a later time stamp.
-            let signature = (!signature.is_recent(SystemTime::now())).then_some(signature);
+            // The time is taken after the read: a write since then has a later stamp.
+            let is_settled = !is_recent(&metadata, SystemTime::now());
+            let signature = is_settled.then(|| Signature::of(&metadata));
             let documents = (known != Some(hash)).then(|| towpath_api::read(name, &bytes));
             Content::Documents(Seen { signature, hash }, documents)
         }
@@ -101,7 +102,7 @@ fn read(name: &Arc<str>, known: Option<u64>) -> ReadFile {
 }
 
 /// The bytes of a file, or its signature alone when it is too large.
-fn read_bytes(path: &Path) -> io::Result<Result<(Signature, Vec<u8>), Signature>> {
+fn read_bytes(path: &Path) -> io::Result<Result<(Metadata, Vec<u8>), Signature>> {
     // Looked at before it is opened: opening a named pipe would wait for a writer.
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
@@ -111,13 +112,14 @@ fn read_bytes(path: &Path) -> io::Result<Result<(Signature, Vec<u8>), Signature>
         return Ok(Err(Signature::of(&metadata)));
     }
     let mut file = File::open(path)?;
+    // Of what was opened, before it is read.
+    let metadata = file.metadata()?;
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    let signature = Signature::of(&file.metadata()?);
     (&mut file).take(FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES {
-        return Ok(Err(signature));
+        return Ok(Err(Signature::of(&metadata)));
     }
-    Ok(Ok((signature, bytes)))
+    Ok(Ok((metadata, bytes)))
 }
 
 fn hash(bytes: &[u8]) -> u64 {
