@@ -121,7 +121,8 @@ fn to_many_chain(options: &LayoutOptions) -> Vec<Rule> {
             .verdict(RuleVerdict::Return),
     ];
     if options.dhcp {
-        rules.push(dhcp_reply(RuleBuilder::new()));
+        let ip = RuleBuilder::new().is(Field::EtherType, Value::U16(ETHER_IPV4));
+        rules.push(dhcp_reply(ip));
     }
     rules.push(RuleBuilder::new().drop_for(DropReason::Multicast));
     rules
@@ -271,7 +272,8 @@ fn neighbour_claim() -> Vec<Rule> {
 fn neighbour_target() -> Vec<Rule> {
     vec![
         RuleBuilder::new()
-            .prefix(Field::Icmpv6Target, link_local(), 10)
+            // fe80::/10 as a range, since raw payload knows no prefixes.
+            .ranges(Field::Icmpv6Target, vec![(link_local(), last_link_local())])
             .verdict(RuleVerdict::Return),
         RuleBuilder::new()
             .tuple_within(
@@ -281,4 +283,9 @@ fn neighbour_target() -> Vec<Rule> {
             .verdict(RuleVerdict::Return),
         RuleBuilder::new().drop_for(DropReason::Spoofed),
     ]
+}
+
+/// The last address of `fe80::/10`.
+fn last_link_local() -> Value {
+    Value::Ipv6(Ipv6Addr::from_bits(0xfebf << 112 | (!0 >> 16)))
 }
