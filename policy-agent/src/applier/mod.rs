@@ -44,6 +44,8 @@ pub struct Applier {
     /// Both tables must be replaced: first start, or the kernel does not hold what we think.
     must_replace: bool,
     failures: u32,
+    /// The last failure, in words, while `failures` is above 0.
+    failure: String,
 }
 
 /// What was taken from the queue and is not committed as a whole.
@@ -124,7 +126,13 @@ impl Applier {
             generation: 0,
             must_replace: true,
             failures: 0,
+            failure: String::new(),
         }
+    }
+
+    /// Failures in a row, and the last one in words; `None` when the last attempt worked.
+    pub fn failure(&self) -> Option<(u32, &str)> {
+        (self.failures > 0).then_some((self.failures, self.failure.as_str()))
     }
 
     /// What our tables hold, once [`Self::step`] is idle.
@@ -269,6 +277,7 @@ impl Applier {
             return Err(ApplyError::Unsupported(error));
         }
         self.failures += 1;
+        self.failure = Chain(&error).to_string();
         let attempts = self.failures;
         if self.must_replace && attempts >= MOST_REPLACEMENTS {
             return Err(ApplyError::GivenUp {

@@ -1,1 +1,392 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+use towpath_dataplane::nft::FakeKernel;
 
+use super::*;
+use crate::layout::SetId;
+use crate::render::tests::{facts, phase_between, tables};
+
+/// Errors as Linux numbers them.
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const EINVAL: i32 = 22;
+
+fn applier(kernel: &FakeKernel) -> Applier {
+    Applier::new(Box::new(kernel.clone()), LayoutOptions::default())
+}
+
+/// Enqueues and steps to the end; waits are skipped, their sum is returned.
+fn settle(applier: &mut Applier) -> Result<(Vec<Applied>, Duration), ApplyError> {
+    let (mut applied, mut waited) = (Vec::new(), Duration::ZERO);
+    loop {
+        match applier.step()? {
+            Step::Idle => return Ok((applied, waited)),
+            Step::Applied(done) => applied.push(done),
+            Step::Retry(wait) => waited += wait,
+        }
+    }
+}
+
+fn change(generation: u64, phases: Vec<Phase>) -> Pending {
+    let mut pending = Pending::default();
+    pending.push(generation, Delta { phases });
+    pending
+}
+
+/// What a kernel that was loaded in one go would hold.
+fn fresh(tables: &Tables, facts: &NodeFacts) -> FakeKernel {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    let facts = Some(facts.clone());
+    applier.enqueue(Pending {
+        facts,
+        ..change(1, whole(tables.clone()).phases)
+    });
+    settle(&mut applier).unwrap();
+    kernel
+}
+
+/// All elements by set, and the names of chains.
+fn contents(kernel: &FakeKernel) -> (Vec<(SetId, Vec<String>)>, Vec<String>) {
+    let mut kernel = kernel.clone();
+    let sets = SetId::all()
+        .map(|set| {
+            let found = kernel
+                .elements(&set.table().table(), &set.name())
+                .unwrap()
+                .unwrap();
+            let mut elements: Vec<String> =
+                found.iter().map(|element| format!("{element:?}")).collect();
+            elements.sort();
+            (set, elements)
+        })
+        .collect();
+    let mut chains: Vec<String> = TableId::ALL
+        .iter()
+        .flat_map(|id| kernel.chains(&id.table()))
+        .map(|chain| chain.name.to_string())
+        .collect();
+    chains.sort();
+    (sets, chains)
+}
+
+#[test]
+fn nothing_is_touched_before_the_first_change() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+
+    applier.enqueue(Pending {
+        facts: Some(NodeFacts::default()),
+        ..Pending::default()
+    });
+
+    assert!(matches!(applier.step().unwrap(), Step::Idle));
+    assert_eq!(kernel.attempts(), 0);
+}
+
+#[test]
+fn a_restart_replaces_what_it_finds_in_one_batch() {
+    let kernel = fresh(&Tables::default(), &NodeFacts::default());
+    let mut second = applier(&kernel);
+
+    second.enqueue(change(7, Vec::new()));
+    let (applied, _) = settle(&mut second).unwrap();
+
+    let [
+        Applied {
+            generation: 7,
+            replaced: true,
+            ..
+        },
+    ] = applied[..]
+    else {
+        panic!("{applied:?}")
+    };
+    let committed = kernel.committed();
+    assert_eq!(committed.len(), 2);
+    let deleted = TableId::ALL.map(|id| Operation::DeleteTable(id.table()));
+    assert_eq!(committed[1].operations[..2], deleted);
+}
+
+#[test]
+fn an_uninstall_leaves_nothing() {
+    let kernel = fresh(&Tables::default(), &NodeFacts::default());
+    let mut backend = kernel.clone();
+
+    let removed = uninstall(&mut backend).unwrap();
+    let again = uninstall(&mut backend).unwrap();
+
+    assert_eq!(removed, TableId::ALL.map(TableId::table));
+    assert_eq!(again, []);
+    assert_eq!(kernel.committed().len(), 2);
+}
+
+#[test]
+fn a_shortage_is_waited_for() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    applier.enqueue(change(1, Vec::new()));
+    settle(&mut applier).unwrap();
+    let phase = phase_with_peer();
+    kernel.fail_commit(1, ENOMEM);
+    kernel.fail_commit(2, EAGAIN);
+
+    applier.enqueue(change(2, vec![phase]));
+    let (applied, waited) = settle(&mut applier).unwrap();
+
+    let [
+        Applied {
+            generation: 2,
+            replaced: false,
+            operations: 1,
+            ..
+        },
+    ] = applied[..]
+    else {
+        panic!("{applied:?}")
+    };
+    assert_eq!(waited, Duration::from_millis(1 + 2));
+}
+
+#[test]
+fn a_refused_batch_becomes_a_replacement() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    applier.enqueue(change(1, Vec::new()));
+    settle(&mut applier).unwrap();
+    kernel.fail_commit(1, EINVAL);
+
+    applier.enqueue(change(2, vec![phase_with_peer()]));
+    let (applied, waited) = settle(&mut applier).unwrap();
+
+    let [
+        Applied {
+            generation: 2,
+            replaced: true,
+            ..
+        },
+    ] = applied[..]
+    else {
+        panic!("{applied:?}")
+    };
+    assert_eq!(waited, Duration::ZERO);
+    assert_eq!(
+        contents(&kernel),
+        contents(&fresh(applier.tables(), &NodeFacts::default()))
+    );
+}
+
+#[test]
+fn it_gives_up_rather_than_run_open() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    for nth in 1..=100 {
+        kernel.fail_commit(nth, EINVAL);
+    }
+
+    applier.enqueue(change(1, Vec::new()));
+    let error = settle(&mut applier).unwrap_err();
+
+    assert!(
+        matches!(
+            error,
+            ApplyError::GivenUp {
+                attempts: MOST_REPLACEMENTS,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn delays_double_to_four_seconds() {
+    let delays = [1, 2, 3, 12, 13, 40].map(|attempt| retry_delay(attempt).as_millis());
+
+    assert_eq!(delays, [1, 2, 4, 2048, 4096, 4096]);
+}
+
+#[test]
+fn a_full_set_is_made_bigger() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    applier.enqueue(change(1, Vec::new()));
+    settle(&mut applier).unwrap();
+    let mut phase = Phase::default();
+    for number in 0..2000_u32 {
+        let peer = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+        phase
+            .peer_class
+            .insert(peer.into(), Some(towpath_core::tables::ClassId(1)));
+    }
+
+    applier.enqueue(change(2, vec![phase, phase_with_peer()]));
+    let (applied, _) = settle(&mut applier).unwrap();
+
+    let [
+        Applied {
+            generation: 2,
+            replaced: true,
+            ..
+        },
+    ] = applied[..]
+    else {
+        panic!("{applied:?}")
+    };
+    assert_eq!(
+        contents(&kernel),
+        contents(&fresh(applier.tables(), &NodeFacts::default()))
+    );
+}
+
+#[test]
+fn drift_is_found_and_repaired() {
+    let mut kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    applier.enqueue(change(1, vec![phase_with_peer()]));
+    settle(&mut applier).unwrap();
+    let set = SetId::PeerClass(crate::layout::IpVersion::V4);
+    let (table, name) = (set.table().table(), set.name());
+    let mut element = kernel.elements(&table, &name).unwrap().unwrap().remove(0);
+    let delete = Operation::DeleteElements(table.clone(), name.clone(), vec![element.clone()]);
+    element.value = Some(towpath_dataplane::nft::ElementValue::ClassId(99));
+    let add = Operation::AddElements(table, name, vec![element]);
+    kernel
+        .commit(&Transaction {
+            operations: vec![delete, add],
+        })
+        .unwrap();
+
+    let drift = applier.verify().unwrap();
+    settle(&mut applier).unwrap();
+    let after = applier.verify().unwrap();
+
+    assert_eq!(
+        drift,
+        Drift {
+            missing: 1,
+            ..Drift::default()
+        }
+    );
+    assert!(after.is_none());
+}
+
+#[test]
+fn a_table_that_is_gone_comes_back() {
+    let mut kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    applier.enqueue(change(1, vec![phase_with_peer()]));
+    settle(&mut applier).unwrap();
+    let delete = Operation::DeleteTable(TableId::Bridge.table());
+    kernel
+        .commit(&Transaction {
+            operations: vec![delete],
+        })
+        .unwrap();
+
+    let drift = applier.verify().unwrap();
+    settle(&mut applier).unwrap();
+
+    assert!(drift.is_torn);
+    assert_eq!(
+        contents(&kernel),
+        contents(&fresh(applier.tables(), &NodeFacts::default()))
+    );
+}
+
+#[test]
+fn the_thread_applies_verifies_and_ends() {
+    let kernel = FakeKernel::new();
+    let (sender, reports) = std::sync::mpsc::channel();
+    let told = move |report| {
+        if !matches!(report, Report::Alive) {
+            sender.send(report).unwrap();
+        }
+    };
+    let (handle, thread) = ApplierHandle::start(applier(&kernel), told).unwrap();
+
+    handle.submit(
+        3,
+        Delta {
+            phases: vec![phase_with_peer()],
+        },
+    );
+    let applied = reports.recv().unwrap();
+    handle.verify();
+    let verified = reports.recv().unwrap();
+    handle.end();
+    thread.join().unwrap();
+
+    assert!(
+        matches!(applied, Report::Applied(Applied { generation: 3, .. })),
+        "{applied:?}"
+    );
+    assert!(
+        matches!(verified, Report::Verified(drift) if drift.is_none()),
+        "{verified:?}"
+    );
+    assert!(kernel.clone().has_table(&TableId::Inet.table()).unwrap());
+}
+
+fn phase_with_peer() -> Phase {
+    let class = Some(towpath_core::tables::ClassId(5));
+    Phase {
+        peer_class: [("10.0.0.1".parse().unwrap(), class)].into(),
+        ..Phase::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the way, whatever fails on it, and however much is merged: the end is what one load makes.
+    #[test]
+    fn every_way_leads_to_the_same_kernel(
+        states in vec((tables(), facts()), 1..8),
+        failing in vec((1_u64..20, prop_oneof![Just(EAGAIN), Just(EINVAL)]), 0..4),
+        at_once in any::<bool>(),
+    ) {
+        let kernel = FakeKernel::new();
+        for (nth, errno) in failing {
+            kernel.fail_commit(nth, errno);
+        }
+        let mut applier = applier(&kernel);
+        let mut pending = Pending::default();
+        let (mut before, mut generation) = (Tables::default(), 0);
+        for (tables, facts) in &states {
+            generation += 1;
+            pending.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
+            pending.facts = Some(facts.clone());
+            before = tables.clone();
+            if !at_once {
+                applier.enqueue(std::mem::take(&mut pending));
+                settle(&mut applier).unwrap();
+            }
+        }
+        applier.enqueue(pending);
+        settle(&mut applier).unwrap();
+
+        let (tables, facts) = states.last().unwrap();
+        prop_assert_eq!(applier.tables(), tables);
+        prop_assert_eq!(contents(&kernel), contents(&fresh(tables, facts)));
+        prop_assert!(applier.verify().unwrap().is_none());
+    }
+
+    #[test]
+    fn merged_phases_end_where_single_ones_do(states in vec(tables(), 20..30)) {
+        let mut pending = Pending::default();
+        let mut before = Tables::default();
+        for (generation, tables) in (1..).zip(&states) {
+            pending.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
+            before = tables.clone();
+        }
+
+        let mut tables = Tables::default();
+        for phase in &pending.phases {
+            tables.apply(phase);
+        }
+
+        prop_assert_eq!(&tables, states.last().unwrap());
+        prop_assert!(pending.phases.len() <= 17);
+    }
+}

@@ -20,6 +20,13 @@ pub enum Report {
     Alive,
     /// A change is in force.
     Applied(Applied),
+    /// An attempt failed and will be made again.
+    Retrying {
+        /// Failures in a row.
+        failures: u32,
+        /// The last one, in words.
+        failure: String,
+    },
     /// The sets were read back.
     Verified(Drift),
     /// The sets could not be read back.
@@ -166,6 +173,10 @@ impl<R: FnMut(Report)> Runner<R> {
                 Ok(Step::Idle) => return true,
                 Ok(Step::Applied(applied)) => (self.report)(Report::Applied(applied)),
                 Ok(Step::Retry(wait)) => {
+                    if let Some((failures, failure)) = self.applier.failure() {
+                        let failure = failure.to_owned();
+                        (self.report)(Report::Retrying { failures, failure });
+                    }
                     if self.pause(wait) {
                         return false;
                     }

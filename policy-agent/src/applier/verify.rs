@@ -73,8 +73,8 @@ fn compare(
     drift: &mut Drift,
     repair: &mut render::Repair,
 ) {
-    let mut found = by_key(found);
-    for (key, value) in by_key(wanted) {
+    let mut found = by_key(set, found);
+    for (key, value) in by_key(set, wanted) {
         let other = found.remove(&key);
         if other.as_ref() == Some(&value) {
             continue;
@@ -97,9 +97,9 @@ fn compare(
     }
 }
 
-fn by_key(elements: Vec<Element>) -> BTreeMap<SetKey, Option<ElementValue>> {
+fn by_key(set: SetId, elements: Vec<Element>) -> BTreeMap<SetKey, Option<ElementValue>> {
     elements
         .into_iter()
-        .map(|element| (render::normal_key(element.key), element.value))
+        .map(|element| (render::normal_key(set, element.key), element.value))
         .collect()
 }

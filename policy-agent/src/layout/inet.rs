@@ -163,7 +163,9 @@ fn to_endpoint(options: &LayoutOptions) -> Vec<Rule> {
             .verdict(RuleVerdict::Return)
     }));
     if options.dhcp {
-        rules.push(dhcp_reply(RuleBuilder::new()));
+        rules.push(dhcp_reply(
+            RuleBuilder::new().is(Field::NfProto, Value::U8(2)),
+        ));
     }
     rules.push(
         RuleBuilder::new()
@@ -198,10 +200,9 @@ pub(super) fn dhcp_request(rule: RuleBuilder) -> Rule {
         .verdict(RuleVerdict::Return)
 }
 
-/// Finishes a rule for the answer of a DHCP server.
+/// Finishes a rule for the answer of a DHCP server; it begins with a check for IPv4.
 pub(super) fn dhcp_reply(rule: RuleBuilder) -> Rule {
-    rule.is(Field::NfProto, Value::U8(2))
-        .is(Field::L4Proto, Value::U8(UDP))
+    rule.is(Field::L4Proto, Value::U8(UDP))
         .is(Field::SourcePort, Value::U16(67))
         .is(Field::DestinationPort, Value::U16(68))
         .verdict(RuleVerdict::Return)

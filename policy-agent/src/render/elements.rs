@@ -245,10 +245,7 @@ pub(super) fn address(address: IpAddr) -> Value {
 
 /// A block as the range from its first to its last address.
 pub(super) fn range(block: &IpNet) -> SetKey {
-    super::normal_key(SetKey::Range(
-        address(block.network()),
-        address(block.broadcast()),
-    ))
+    SetKey::Range(address(block.network()), address(block.broadcast()))
 }
 
 fn class(class: ClassId) -> Value {

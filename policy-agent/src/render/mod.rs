@@ -122,10 +122,13 @@ pub fn all_elements(tables: &Tables, facts: &FactSets) -> BTreeMap<SetId, Vec<El
     all
 }
 
-/// One form for keys that the kernel may tell in two: a range of one value is that value.
-pub(crate) fn normal_key(key: SetKey) -> SetKey {
+/// One form for keys that may be told in two: a value in an interval set is a range of one.
+pub(crate) fn normal_key(set: SetId, key: SetKey) -> SetKey {
     match key {
-        SetKey::Range(first, last) if first == last => SetKey::Exact(vec![first]),
+        SetKey::Exact(mut values) if set.is_interval() && values.len() == 1 => {
+            let value = values.remove(0);
+            SetKey::Range(value.clone(), value)
+        }
         other => other,
     }
 }
@@ -146,4 +149,4 @@ pub fn fact_sets(tables: &Tables, facts: &NodeFacts) -> FactSets {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
