@@ -11,7 +11,7 @@ use crate::layout::LayoutOptions;
 /// Logged packets per second and reason, and at once.
 const LOG_RATE: (u64, u32) = (100, 100);
 /// An `nft` process that takes longer hangs.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A backend with what the layout may use.
 pub(super) struct Opened {

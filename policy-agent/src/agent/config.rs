@@ -36,7 +36,6 @@ pub struct Config {
     /// Name of this node.
     pub node: String,
     /// Where manifests come from.
-    #[serde(serialize_with = "as_text")]
     pub source: Option<SourceLocation>,
     /// Control socket.
     pub socket: PathBuf,
@@ -334,10 +333,6 @@ fn between(value: &Value, least: u64, most: u64) -> Result<u64, String> {
         .as_u64()
         .filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| format!("{value} is no number from {least} to {most}"))
-}
-
-fn as_text<S: Serializer>(source: &Option<SourceLocation>, to: S) -> Result<S::Ok, S::Error> {
-    source.as_ref().map(ToString::to_string).serialize(to)
 }
 
 fn names_as_text<S: Serializer>(names: &[InterfaceName], to: S) -> Result<S::Ok, S::Error> {

@@ -20,7 +20,7 @@ use crate::layout::DropReason;
 /// Flows that may wait for attribution.
 const MOST_PENDING: usize = 256;
 /// A flow that goes on is logged again after this time.
-const LOG_AGAIN: Duration = Duration::from_secs(60);
+const LOG_AGAIN: Duration = Duration::from_mins(1);
 /// Log lines of denied flows in one go.
 const MOST_LINES: usize = 10;
 
@@ -156,11 +156,6 @@ impl DeniedFlows {
             );
         }
         reason
-    }
-
-    /// Whether flows wait for attribution.
-    pub(super) fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
     }
 
     /// Says of all waiting flows which rule denies them, and lists them.

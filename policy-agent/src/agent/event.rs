@@ -40,6 +40,8 @@ pub(super) enum Event {
 pub(super) enum ApplierNews {
     /// A change is in force since then.
     Applied(Applied, Instant),
+    /// Attempts failed: how many in a row, and the last failure.
+    Retrying(u32, String),
     /// The tables were read back, with this outcome.
     Verified(Drift),
     /// It has given up.

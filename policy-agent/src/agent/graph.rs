@@ -172,6 +172,9 @@ impl GraphThread {
             Event::Source(change) => self.take_source(change),
             Event::Interfaces(change) => self.take_interfaces(change),
             Event::Applier(ApplierNews::Applied(applied, at)) => self.take_applied(applied, at),
+            Event::Applier(ApplierNews::Retrying(failures, failure)) => {
+                self.take_failure(failures, failure);
+            }
             Event::Applier(ApplierNews::Verified(drift)) => self.take_verified(drift),
             Event::Applier(ApplierNews::Failed(error)) => return Err(AgentError::Apply(error)),
             Event::Panicked(name) => return Err(AgentError::Panicked { name }),
@@ -358,6 +361,8 @@ impl GraphThread {
         }
         metrics.pending_generations.set(gauge(self.in_flight.len()));
         self.commits.generation = applied.generation;
+        self.commits.failed_in_a_row = 0;
+        self.commits.error = None;
         self.commits.done += 1;
         self.commits.last_duration_seconds = Some(applied.took.as_secs_f64());
         self.last_commit = Some(at);
@@ -370,6 +375,14 @@ impl GraphThread {
         if self.parts.committed.met() {
             info!(generation, after = ?at.duration_since(self.started), "policy is in force");
         }
+    }
+
+    /// An attempt failed; the applier has logged it and tries again.
+    fn take_failure(&mut self, failures: u32, failure: String) {
+        self.parts.metrics.count_commit(CommitResult::Failed);
+        self.parts.committed.unmet(failure.as_str());
+        self.commits.failed_in_a_row = failures;
+        self.commits.error = Some(failure);
     }
 
     /// The tables were read back; the applier repairs what it found by itself.

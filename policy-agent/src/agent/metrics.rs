@@ -34,12 +34,15 @@ impl Teller {
 pub(super) enum CommitResult {
     /// The kernel took it.
     Done,
+    /// The kernel refused it, or could not be asked.
+    Failed,
 }
 
 impl CommitResult {
     fn label(self) -> &'static str {
         match self {
             Self::Done => "done",
+            Self::Failed => "failed",
         }
     }
 }
@@ -191,7 +194,7 @@ struct Process {
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let ready = ConstGauge::new(i64::from(self.readiness.is_ready()));
-        let help = "Whether policy is in force for this node";
+        let help = "Whether policy is in force for this node.";
         ready.encode(encoder.encode_descriptor(
             "agent_ready",
             help,
@@ -202,10 +205,10 @@ impl Collector for Process {
             return Ok(());
         };
         for (name, help, bytes) in [
-            ("agent_memory_resident", "Resident memory", memory.resident),
+            ("agent_memory_resident", "Resident memory.", memory.resident),
             (
                 "agent_memory_peak",
-                "Most resident memory so far",
+                "Most resident memory so far.",
                 memory.peak,
             ),
         ] {

@@ -152,13 +152,13 @@ where
         beat: liveness.add("graph", DEADLINE, now),
     };
     let graph = GraphThread::new(config, parts, now);
-    let served = Served {
+    let parts = Served {
         sender: sender.clone(),
         liveness,
         readiness,
         registry,
     };
-    let server = Server::start(config, served, shutdown)?;
+    let server = Server::start(config, parts, shutdown)?;
     let threads = Threads {
         link: spawn("link", sender.clone(), move || link.run())?,
         control,
@@ -186,6 +186,7 @@ fn applier_report(sender: SyncSender<Event>, beat: Beat) -> impl FnMut(Report) +
         let news = match report {
             Report::Alive => return,
             Report::Applied(applied) => ApplierNews::Applied(applied, now),
+            Report::Retrying { failures, failure } => ApplierNews::Retrying(failures, failure),
             Report::Verified(drift) => ApplierNews::Verified(drift),
             Report::Unverified(error) => {
                 warn!(error = chain(&error), "cannot read the tables back");

@@ -31,7 +31,7 @@ impl MonitorThread {
         let is_ended = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_ended);
         let thread = spawn("monitor", sender.clone(), move || {
-            run(monitor, &flag, &sender)
+            run(monitor, &flag, &sender);
         })?;
         Ok(Self { is_ended, thread })
     }

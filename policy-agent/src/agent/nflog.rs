@@ -14,7 +14,7 @@ use super::link::chain;
 use super::thread::spawn;
 
 /// Longest wait; a waker ends it earlier.
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// Packets in one event; the rest of a burst is counted only.

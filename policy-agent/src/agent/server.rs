@@ -132,11 +132,9 @@ impl Listeners {
 }
 
 /// Done when the agent ends.
-fn until(mut ended: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        // The other end is dropped only when the agent ends.
-        ended.wait_for(|is_ended| *is_ended).await.map(drop).ok();
-    }
+async fn until(mut ended: watch::Receiver<bool>) {
+    // The other end is dropped only when the agent ends.
+    ended.wait_for(|is_ended| *is_ended).await.map(drop).ok();
 }
 
 async fn report(name: &'static str, server: Option<impl Future<Output = std::io::Result<()>>>) {

@@ -77,7 +77,7 @@ impl<'a> Local<'a> {
             .collect();
         self.cluster.endpoints.values().filter(move |endpoint| {
             let is_here = match &endpoint.node {
-                Some(named) => named == node,
+                Some(home) => home == node,
                 None => {
                     endpoint.id.kind == EndpointKind::WorkloadEndpoint
                         && (endpoint

@@ -15,7 +15,7 @@ pub(super) struct CompletionsArguments {
 
 /// Prints the completion script.
 pub(super) fn print(
-    arguments: &CompletionsArguments,
+    arguments: CompletionsArguments,
     command: &mut clap::Command,
     mut output: Output,
 ) -> Result<Exit, CommandError> {

@@ -14,7 +14,7 @@ use crate::source::{Detail, Finding, Loaded, SourceState, load};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LintArguments {
-    /// Directory of manifests; file:DIR is understood too.
+    /// Directory of manifests.
     directory: String,
     #[command(flatten)]
     output: OutputArguments,

@@ -202,7 +202,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Get(arguments) => get::run(&arguments),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Completions(arguments) => completions::print(
-            &arguments,
+            arguments,
             &mut Cli::command(),
             Output::stdout(Format::Table),
         ),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// How a command prints its result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     /// For people.
     #[default]
     Table,
@@ -21,7 +21,7 @@ pub enum Format {
 
 /// Colour of a word on a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Colour {
+pub(super) enum Colour {
     /// Good: allowed, ready.
     Green,
     /// Bad: denied, error.
@@ -47,7 +47,7 @@ impl Colour {
 }
 
 /// Writes the result of a command.
-pub struct Output {
+pub(super) struct Output {
     writer: Box<dyn Write>,
     format: Format,
     has_colour: bool,
@@ -55,7 +55,7 @@ pub struct Output {
 
 impl Output {
     /// A writer to standard output.
-    pub fn stdout(format: Format) -> Self {
+    pub(super) fn stdout(format: Format) -> Self {
         let stdout = io::stdout();
         let has_colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
         Self {
@@ -66,7 +66,8 @@ impl Output {
     }
 
     /// A writer to anything else, without colour.
-    pub fn to_writer(writer: Box<dyn Write>, format: Format) -> Self {
+    #[cfg(test)]
+    pub(super) fn to_writer(writer: Box<dyn Write>, format: Format) -> Self {
         Self {
             writer,
             format,
@@ -75,12 +76,12 @@ impl Output {
     }
 
     /// What the user asked for.
-    pub fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         self.format
     }
 
     /// `text` in a colour, where colours are wanted.
-    pub fn paint(&self, colour: Colour, text: &str) -> String {
+    pub(super) fn paint(&self, colour: Colour, text: &str) -> String {
         if self.has_colour {
             format!("\u{1b}[{}m{text}\u{1b}[0m", colour.code())
         } else {
@@ -89,17 +90,17 @@ impl Output {
     }
 
     /// One line of text.
-    pub fn line(&mut self, text: &str) -> io::Result<()> {
+    pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.writer, "{text}")
     }
 
     /// Text as it is.
-    pub fn text(&mut self, text: &str) -> io::Result<()> {
+    pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
         self.writer.write_all(text.as_bytes())
     }
 
     /// A value as JSON or YAML; for [`Format::Table`] callers print their own text instead.
-    pub fn value<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
+    pub(super) fn value<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
         if self.format == Format::Yaml {
             let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
             self.writer.write_all(text.as_bytes())
@@ -110,7 +111,7 @@ impl Output {
     }
 
     /// Starts a list whose items are written one by one, so that it need not fit in memory.
-    pub fn list(&mut self) -> io::Result<List<'_>> {
+    pub(super) fn list(&mut self) -> io::Result<List<'_>> {
         if self.format == Format::Json {
             self.writer.write_all(b"[")?;
         }
@@ -121,13 +122,13 @@ impl Output {
     }
 
     /// A heading on a line of its own, after an empty line.
-    pub fn heading(&mut self, text: &str) -> io::Result<()> {
+    pub(super) fn heading(&mut self, text: &str) -> io::Result<()> {
         let heading = self.paint(Colour::Bold, text);
         writeln!(self.writer, "\n{heading}")
     }
 
     /// Names and what they stand for, aligned.
-    pub fn table_of_pairs(&mut self, pairs: &[(&str, Cell)]) -> io::Result<()> {
+    pub(super) fn table_of_pairs(&mut self, pairs: &[(&str, Cell)]) -> io::Result<()> {
         let width = pairs
             .iter()
             .map(|(name, _)| name.chars().count())
@@ -141,7 +142,7 @@ impl Output {
     }
 
     /// A table with a heading; columns are as wide as their widest cell.
-    pub fn table(&mut self, heading: &[&str], rows: &[Vec<Cell>]) -> io::Result<()> {
+    pub(super) fn table(&mut self, heading: &[&str], rows: &[Vec<Cell>]) -> io::Result<()> {
         let mut widths: Vec<usize> = heading.iter().map(|text| text.chars().count()).collect();
         for row in rows {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -157,7 +158,7 @@ impl Output {
     }
 
     /// One row of a table whose widths are known.
-    pub fn row(&mut self, widths: &[usize], cells: &[Cell]) -> io::Result<()> {
+    pub(super) fn row(&mut self, widths: &[usize], cells: &[Cell]) -> io::Result<()> {
         for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
             let text = cell
                 .colour
@@ -172,20 +173,20 @@ impl Output {
     }
 
     /// Writes out what is buffered.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
     }
 }
 
 /// A list being written item by item.
-pub struct List<'a> {
+pub(super) struct List<'a> {
     output: &'a mut Output,
     is_empty: bool,
 }
 
 impl List<'_> {
     /// Writes one item.
-    pub fn item<T: Serialize>(&mut self, item: &T) -> io::Result<()> {
+    pub(super) fn item<T: Serialize>(&mut self, item: &T) -> io::Result<()> {
         let writer = &mut self.output.writer;
         if self.output.format == Format::Yaml {
             let text = serde_saphyr::to_string(&[item]).map_err(io::Error::other)?;
@@ -199,7 +200,7 @@ impl List<'_> {
     }
 
     /// Ends the list.
-    pub fn end(self) -> io::Result<()> {
+    pub(super) fn end(self) -> io::Result<()> {
         let writer = &mut self.output.writer;
         match (self.output.format, self.is_empty) {
             (Format::Yaml, true) => writeln!(writer, "[]"),
@@ -212,14 +213,14 @@ impl List<'_> {
 
 /// A cell of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
+pub(super) struct Cell {
     text: String,
     colour: Option<Colour>,
 }
 
 impl Cell {
     /// A cell in a colour.
-    pub fn coloured(colour: Colour, text: impl Into<String>) -> Self {
+    pub(super) fn coloured(colour: Colour, text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
             colour: Some(colour),

@@ -67,7 +67,7 @@ pub(super) fn run(arguments: &RenderArguments) -> Result<Exit, CommandError> {
     let rendered = render(world::load(source)?, &config)?;
     let mut output = Output::stdout(arguments.output.format);
     if arguments.output.format == Format::Table {
-        output.text(&head(&rendered))?;
+        print_head(&rendered, &mut output)?;
         output.text(&rendered.text)?;
     } else {
         output.value(&rendered)?;
@@ -76,23 +76,21 @@ pub(super) fn run(arguments: &RenderArguments) -> Result<Exit, CommandError> {
     Ok(Exit::Done)
 }
 
-fn head(rendered: &Rendered) -> String {
-    let mut text = format!(
-        "# The tables of node {:?}. Where the kernel can, the agent adds the flags owner and persist.\n",
+fn print_head(rendered: &Rendered, output: &mut Output) -> std::io::Result<()> {
+    output.line(&format!(
+        "# The tables of node {:?}. Where the kernel can, the agent adds the flags owner and persist.",
         rendered.node
-    );
+    ))?;
     if !rendered.placeholders.is_empty() {
-        text.push_str("# No kernel was asked, so these interfaces and their hardware addresses are placeholders:\n");
+        let remark = "No kernel was asked, so interfaces and hardware addresses are placeholders:";
+        output.line(&format!("# {remark}"))?;
     }
-    for Placeholder {
-        interface,
-        endpoint,
-    } in &rendered.placeholders
-    {
-        // Debug form: a name of a manifest can hold no line break, but nothing here relies on that.
-        text.push_str(&format!("#   {interface} for {endpoint:?}\n"));
-    }
-    text
+    rendered.placeholders.iter().try_for_each(
+        |Placeholder {
+             interface,
+             endpoint,
+         }| { output.line(&format!("#   {interface} for {endpoint}")) },
+    )
 }
 
 fn render(cluster: Cluster, config: &Config) -> Result<Rendered, CommandError> {

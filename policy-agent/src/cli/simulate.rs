@@ -16,8 +16,8 @@ use super::{OutputArguments, remark, world};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct SimulateArguments {
-    /// Where manifests come from, as file:DIR.
-    #[arg(long, env = "TOWPATH_SOURCE")]
+    /// Where manifests come from.
+    #[arg(long, env = "TOWPATH_SOURCE", value_name = "file:DIR")]
     source: SourceLocation,
     /// Print only the pairs whose verdict changes with this directory of manifests. Its objects are laid over those
     /// of the source; if it holds every endpoint of the source, it is compared as a whole.
@@ -70,20 +70,20 @@ pub(super) fn run(arguments: &SimulateArguments) -> Result<Exit, CommandError> {
     let mut output = Output::stdout(arguments.output.format);
     let mut placeholders = Placeholders::default();
     let mut cluster = world::load(&arguments.source)?;
-    let mut changed = match &arguments.with {
+    let mut after = match &arguments.with {
         Some(SourceLocationOrDirectory(with)) => Some(lay(&cluster, with, arguments.whole)?),
         None => None,
     };
     say_placeholders(placeholders.fill(&mut cluster));
-    if let Some(changed) = &mut changed {
-        placeholders.fill(changed);
+    if let Some(after) = &mut after {
+        placeholders.fill(after);
     }
-    let changes = match &changed {
-        Some(changed) => compare(&cluster, changed, &mut output)?,
+    let changes = match &after {
+        Some(after) => compare(&cluster, after, &mut output)?,
         None => matrix(&cluster, &mut output)?,
     };
     output.flush()?;
-    Ok(if changed.is_some() && changes > 0 {
+    Ok(if after.is_some() && changes > 0 {
         Exit::Failed
     } else {
         Exit::Done
