@@ -139,10 +139,11 @@ impl Agent {
             .ok_or_else(|| anyhow!("the agent of {} has no metric {name}:\n{text}", self.node))
     }
 
-    /// Waits until a metric is as the closure wants it.
+    /// Waits until a metric is as the closure wants it. One that is not there yet counts as 0: labels come with their
+    /// first value.
     pub fn wait_metric(&self, name: &str, is_enough: impl Fn(f64) -> bool) -> Result<f64> {
         until_some(&format!("metric {name} of {}", self.node), PATIENCE, || {
-            let value = self.metric(name)?;
+            let value = sum_of(&self.metrics()?, name).unwrap_or(0.0);
             Ok(is_enough(value).then_some(value))
         })
     }

@@ -108,10 +108,10 @@ impl Story {
             Ok(changed)
         })?;
         let matrix = self.settle(as_the_policies_say)?;
-        say(&timing);
+        say(&format!("\n{}", timing.trim_end()));
         let compared = self.compare_with_simulation(&matrix)?;
         say(&format!(
-            "All {compared} verdicts are those worked out by hand, and those of: towpath simulate"
+            "\nAll {compared} verdicts are those worked out by hand, and those of: towpath simulate"
         ));
         Ok(())
     }
@@ -121,7 +121,7 @@ impl Story {
         let (command, text) = explain(&self.lab, "guest/visitor", "shop/db", "5432/tcp")?;
         say(&format!("$ {command}\n"));
         for line in text.lines() {
-            say(&format!("  {line}"));
+            say(format!("  {line}").trim_end());
         }
         for word in ["Admin", "guests-stay-out"] {
             ensure!(
@@ -181,7 +181,7 @@ impl Story {
             Ok(changed)
         })?;
         let matrix = self.settle(as_the_policies_say)?;
-        say(&timing);
+        say(&format!("\n{}", timing.trim_end()));
         self.compare_with_simulation(&matrix)?;
         Ok(())
     }
@@ -297,14 +297,14 @@ impl Story {
     /// Shows the matrix once it is as expected; never comes an error with what is wrong.
     fn settle(&self, expected: impl Fn(&Flow<'_>) -> bool) -> Result<Matrix> {
         let matrix = Matrix::settle(&self.lab, SETTLE, expected)?;
-        say(&matrix.render(self.style));
+        say(matrix.render(self.style).trim_end());
         Ok(matrix)
     }
 
     /// Shows the matrix, which must be as expected at the first look.
     fn hold(&self, expected: impl Fn(&Flow<'_>) -> bool) -> Result<()> {
         let matrix = Matrix::probe(&self.lab, expected)?;
-        say(&matrix.render(self.style));
+        say(matrix.render(self.style).trim_end());
         let wrong: Vec<String> = matrix.wrong().map(Check::describe).collect();
         if !wrong.is_empty() {
             bail!("wrong verdicts:\n{}", wrong.join("\n"));

@@ -1,0 +1,202 @@
+//! The agent's main job on real packets: what policy forbids does not pass, what it allows does.
+
+use std::net::Ipv4Addr;
+
+use towpath_tests::frame::{self, Capture};
+use towpath_tests::lab::{Backend, LabConfig};
+use towpath_tests::matrix::Flow;
+use towpath_tests::probe::{Outcome, Patience, Target, probe};
+use towpath_tests::require;
+use towpath_tests::stage::{Stage, allow_http, deny_ingress, server};
+
+/// With [`deny_ingress`] of shop and [`allow_http`] from web to db.
+fn only_web_reaches_db(flow: &Flow<'_>) -> bool {
+    let to_shop = flow.to.spec.namespace == "shop";
+    let is_allowed = (flow.from.id(), flow.to.id(), flow.target.port)
+        == ("shop/web".to_owned(), "shop/db".to_owned(), 80);
+    !to_shop || is_allowed
+}
+
+/// Nothing came back from the other side. An unknown pod does not even learn its gateway's hardware address.
+fn is_silent(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::TimedOut | Outcome::Failed { .. })
+}
+
+fn restricted(config: &LabConfig) -> anyhow::Result<Stage> {
+    let stage = Stage::with_agents(config)?;
+    stage.settle(|_| true)?;
+    stage.write("deny", &deny_ingress("shop"))?;
+    stage.write("allow", &allow_http("shop", "db", "web"))?;
+    stage.settle(only_web_reaches_db)?;
+    Ok(stage)
+}
+
+#[test]
+fn both_families_are_judged_on_both_nodes() {
+    require!(
+        "enforcement",
+        Root,
+        CniPlugins,
+        Vxlan,
+        BridgeNetfilter,
+        Nft,
+        Ipv6
+    );
+    let stage = restricted(&LabConfig {
+        ipv6: true,
+        ..LabConfig::default()
+    })
+    .unwrap();
+
+    stage.lab.manifests.remove("allow").unwrap();
+    stage
+        .settle(|flow| flow.to.spec.namespace != "shop")
+        .unwrap();
+    stage.lab.manifests.remove("deny").unwrap();
+
+    stage.settle(|_| true).unwrap();
+}
+
+#[test]
+fn host_routes_are_judged_as_tunnels_are() {
+    require!("enforcement", Root, CniPlugins, BridgeNetfilter, Nft);
+
+    let stage = restricted(&LabConfig {
+        backend: Backend::HostGateway,
+        ..LabConfig::default()
+    })
+    .unwrap();
+
+    stage.hold(only_web_reaches_db).unwrap();
+}
+
+#[test]
+fn new_pod_is_closed_until_it_is_programmed() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let mut stage = Stage::with_agents(&LabConfig::default()).unwrap();
+    stage.settle(|_| true).unwrap();
+
+    stage.lab.plug(server("node-a", "shop", "late")).unwrap();
+    let is_late =
+        |flow: &Flow<'_>| [&flow.from.spec.name, &flow.to.spec.name].contains(&&"late".to_owned());
+    stage.hold(|flow| !is_late(flow)).unwrap();
+    let late = stage.lab.pod("shop/late").unwrap();
+    let nodes = stage.lab.nodes();
+    let to_nodes: Vec<Target> = nodes
+        .iter()
+        .map(|node| Target::icmp(node.addresses[0]))
+        .collect();
+    let to_nodes = probe(&late.namespace, &to_nodes, Patience::default()).unwrap();
+    let from_other_host = probe(&nodes[1].namespace, &late.targets(), Patience::default()).unwrap();
+
+    assert!(to_nodes.iter().all(is_silent), "{to_nodes:?}");
+    assert!(from_other_host.iter().all(is_silent), "{from_other_host:?}");
+
+    stage.lab.publish("shop/late").unwrap();
+    stage.settle(|_| true).unwrap();
+}
+
+#[test]
+fn own_host_always_reaches_its_pods() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = restricted(&LabConfig::default()).unwrap();
+    let db = stage.lab.pod("shop/db").unwrap();
+
+    let own = probe(
+        &stage.lab.node("node-b").unwrap().namespace,
+        &db.targets(),
+        Patience::LONG,
+    )
+    .unwrap();
+    let other = probe(
+        &stage.lab.node("node-a").unwrap().namespace,
+        &db.targets(),
+        Patience::default(),
+    )
+    .unwrap();
+
+    assert!(own.iter().all(Outcome::passed), "{own:?}");
+    assert!(other.iter().all(is_silent), "{other:?}");
+}
+
+#[test]
+fn pod_to_its_own_node_is_judged_by_egress() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = Stage::with_agents(&LabConfig::default()).unwrap();
+    stage.settle(|_| true).unwrap();
+    let node = Target::icmp(stage.lab.node("node-a").unwrap().addresses[0]);
+    let web = &stage.lab.pod("shop/web").unwrap().namespace;
+    let before = probe(web, &[node], Patience::LONG).unwrap();
+
+    let policy = "apiVersion: networking.k8s.io/v1\n\
+                  kind: NetworkPolicy\n\
+                  metadata: {name: silent, namespace: shop}\n\
+                  spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]}\n";
+    stage.write("silent", policy).unwrap();
+    stage.settle(|flow| flow.from.spec.name != "web").unwrap();
+    let after = probe(web, &[node], Patience::default()).unwrap();
+
+    assert!(before[0].passed(), "{before:?}");
+    assert_eq!(after, [Outcome::TimedOut]);
+}
+
+#[test]
+fn spoofed_packets_and_arp_do_not_leave_the_pod() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = Stage::with_agents(&LabConfig::default()).unwrap();
+    stage.settle(|_| true).unwrap();
+    let [web, api] = ["shop/web", "shop/api"].map(|id| stage.lab.pod(id).unwrap());
+    let [web_address, api_address] = [web, api].map(|pod| pod.ipv4().unwrap());
+    let other = Ipv4Addr::new(10, 244, 1, 200);
+    let datagram = |source: Ipv4Addr, mac, payload: &[u8]| {
+        let datagram = frame::udp((source.into(), 1000), (api_address.into(), 53), payload);
+        frame::ethernet(
+            api.mac,
+            mac,
+            frame::IPV4,
+            &frame::ipv4(source, api_address, 17, &datagram),
+        )
+    };
+    let claim = frame::arp(2, (web.mac, other), (api.mac, api_address));
+    let foreign_mac = [0x02, 0, 0, 0, 0, 1];
+    let frames = [
+        datagram(other, web.mac, b"foreign address"),
+        datagram(web_address, foreign_mac, b"foreign mac"),
+        frame::ethernet(api.mac, web.mac, frame::ARP, &claim),
+        frame::tagged(&datagram(web_address, web.mac, b"vlan"), 5),
+        datagram(web_address, web.mac, b"honest"),
+    ];
+    let mut capture = Capture::start(&api.namespace).unwrap();
+
+    frame::send(&web.namespace, "eth0", &frames).unwrap();
+    let seen = capture.until(|frame| frame.ends_with(b"honest")).unwrap();
+
+    for frame in &frames[..4] {
+        assert!(!seen.contains(frame), "passed: {}", frame::to_hex(frame));
+    }
+}
+
+#[test]
+fn bad_version_does_not_replace_a_good_one() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = restricted(&LabConfig::default()).unwrap();
+    let problems = "towpath_source_problems";
+    let agent = stage.agent("node-b").unwrap();
+    assert!(agent.metric(problems).unwrap_or(0.0) < 1.0);
+
+    let broken = allow_http("shop", "db", "web").replace("port: 80", "port: 80, prot: TCP");
+    stage.write("allow", &broken).unwrap();
+    agent.wait_metric(problems, |count| count >= 1.0).unwrap();
+    stage.hold(only_web_reaches_db).unwrap();
+    stage
+        .write("allow", &allow_http("shop", "db", "api"))
+        .unwrap();
+
+    stage
+        .settle(|flow| {
+            let is_allowed =
+                flow.from.spec.name == "api" && flow.to.spec.name == "db" && flow.target.port == 80;
+            flow.to.spec.namespace != "shop" || is_allowed
+        })
+        .unwrap();
+}
