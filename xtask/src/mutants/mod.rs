@@ -29,9 +29,7 @@ impl Suite {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Core => &["test", "--package", "towpath-core"],
-            Self::Api => &["test", "--package", "towpath-api"],
             Self::Layout => &["test", "--package", "policy-agent", "--lib"],
-            Self::Dataplane => &["test", "--package", "towpath-dataplane"],
         }
     }
 }
