@@ -68,8 +68,16 @@ fn concerns_us(event: &RulesetEvent) -> bool {
             let is_ours = TableId::ALL
                 .iter()
                 .any(|id| commit.tables.contains(&id.table()));
-            is_ours && commit.process != std::process::id()
+            is_ours && !is_own_thread(commit.thread)
         }
         RulesetEvent::Overrun => true,
     }
+}
+
+/// Whether a thread is of this process. In a PID namespace the kernel's number is another one; then our own commits
+/// are read back too, which costs time and changes nothing.
+fn is_own_thread(thread: u32) -> bool {
+    std::path::Path::new("/proc/self/task")
+        .join(thread.to_string())
+        .exists()
 }
