@@ -35,12 +35,14 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use towpath_dataplane::link::{NetlinkError, PodFilter};
+use towpath_dataplane::memory;
 use towpath_dataplane::nft::CommitError;
 use towpath_runtime::http::ListenError;
 use towpath_runtime::liveness::{Beat, Liveness};
 use towpath_runtime::readiness::Readiness;
 use tracing::{error, info, warn};
 
+use self::backend::Opened;
 use self::config::{Config, NftBackend};
 use self::event::{ApplierNews, Event, QUEUE};
 use self::graph::{GraphParts, GraphThread};
@@ -115,64 +117,134 @@ where
         config = effective,
         "starting"
     );
-    let state = StateDirectory::open(&config.state_directory)?;
-    let (sender, receiver) = sync_channel(QUEUE);
-    let readiness = Readiness::default();
-    let mut liveness = Liveness::default();
-    let mut registry = Registry::with_prefix("towpath");
-    let now = Instant::now();
-    let metrics = Metrics::register(&mut registry, readiness.clone());
-
-    let link = LinkThread::open(LinkParts {
-        filter: pod_filter(config),
-        state,
-        sender: sender.clone(),
-        scanned: readiness.add("interfaces", "not looked at yet"),
-        filtered: readiness.add("bridge netfilter", "not looked at yet"),
-        beat: liveness.add("link", DEADLINE, now),
-    })?;
-    let control = link.control();
-    let opened = backend::open(config).map_err(AgentError::Backend)?;
-    let is_owned = opened.options.table_flags.owner;
-    let applier = Applier::new(opened.backend, opened.options);
-    let report = applier_report(sender.clone(), liveness.add("applier", DEADLINE, now));
-    let failed = |source| AgentError::Thread {
-        name: "applier",
-        source,
-    };
-    let (applier, applier_thread) = ApplierHandle::start(applier, report).map_err(failed)?;
-    let parts = GraphParts {
-        receiver,
-        applier: applier.clone(),
-        link: control.clone(),
-        metrics,
-        readiness: readiness.clone(),
-        synced: readiness.add("source", "not read yet"),
-        committed: readiness.add("first commit", "nothing is committed yet"),
-        beat: liveness.add("graph", DEADLINE, now),
-    };
-    let graph = GraphThread::new(config, parts, now);
-    let parts = Served {
-        sender: sender.clone(),
-        liveness,
-        readiness,
-        registry,
-    };
-    let server = Server::start(config, parts, shutdown)?;
-    let threads = Threads {
-        link: spawn("link", sender.clone(), move || link.run())?,
-        control,
-        nflog: NflogThread::start(config.nflog_group, sender.clone())?,
-        monitor: monitor(config, is_owned, &sender)?,
-        source: source_feed(config, sender)?,
-        applier,
-        applier_thread,
-    };
+    memory::share_one_heap();
+    let Agent {
+        graph,
+        threads,
+        server,
+    } = Agent::start(config, shutdown)?;
     let outcome = graph.run();
     threads.end();
     server.end();
     info!("ended; the rules stay in place");
     outcome
+}
+
+/// The running agent, but for the graph's loop.
+struct Agent {
+    graph: GraphThread,
+    threads: Threads,
+    server: Server,
+}
+
+/// What threads tell about themselves.
+struct Health {
+    readiness: Readiness,
+    liveness: Liveness,
+    now: Instant,
+}
+
+impl Health {
+    fn beat(&mut self, name: &'static str) -> Beat {
+        self.liveness.add(name, DEADLINE, self.now)
+    }
+}
+
+impl Agent {
+    /// Opens every socket, in the network namespace of the calling thread, then starts the threads. The server comes
+    /// after all who have a beat, so that none is missing.
+    fn start<F>(config: &Config, shutdown: F) -> Result<Self, AgentError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let state = StateDirectory::open(&config.state_directory)?;
+        let (sender, receiver) = sync_channel(QUEUE);
+        let mut registry = Registry::with_prefix("towpath");
+        let readiness = Readiness::default();
+        let metrics = Metrics::register(&mut registry, readiness.clone());
+        let mut health = Health {
+            readiness,
+            liveness: Liveness::default(),
+            now: Instant::now(),
+        };
+
+        let link = LinkThread::open(link_parts(config, state, &sender, &mut health))?;
+        let control = link.control();
+        let opened = backend::open(config).map_err(AgentError::Backend)?;
+        let is_owned = opened.options.table_flags.owner;
+        let (applier, applier_thread) = start_applier(opened, &sender, health.beat("applier"))?;
+        let parts = GraphParts {
+            receiver,
+            applier: applier.clone(),
+            link: control.clone(),
+            metrics,
+            readiness: health.readiness.clone(),
+            synced: health.readiness.add("source", "not read yet"),
+            committed: health
+                .readiness
+                .add("first commit", "nothing is committed yet"),
+            beat: health.beat("graph"),
+        };
+        let graph = GraphThread::new(config, parts, health.now);
+        let Health {
+            readiness,
+            liveness,
+            ..
+        } = health;
+        let parts = Served {
+            sender: sender.clone(),
+            liveness,
+            readiness,
+            registry,
+        };
+        let server = Server::start(config, parts, shutdown)?;
+        let threads = Threads {
+            link: spawn("link", sender.clone(), move || link.run())?,
+            control,
+            nflog: NflogThread::start(config.nflog_group, sender.clone())?,
+            monitor: monitor(config, is_owned, &sender)?,
+            source: source_feed(config, sender)?,
+            applier,
+            applier_thread,
+        };
+        Ok(Self {
+            graph,
+            threads,
+            server,
+        })
+    }
+}
+
+fn link_parts(
+    config: &Config,
+    state: StateDirectory,
+    sender: &SyncSender<Event>,
+    health: &mut Health,
+) -> LinkParts {
+    LinkParts {
+        filter: pod_filter(config),
+        state,
+        sender: sender.clone(),
+        scanned: health.readiness.add("interfaces", "not looked at yet"),
+        filtered: health
+            .readiness
+            .add("bridge netfilter", "not looked at yet"),
+        beat: health.beat("link"),
+    }
+}
+
+fn start_applier(
+    opened: Opened,
+    sender: &SyncSender<Event>,
+    beat: Beat,
+) -> Result<(ApplierHandle, JoinHandle<()>), AgentError> {
+    let Opened { backend, options } = opened;
+    let report = applier_report(sender.clone(), beat);
+    let failed = |source| AgentError::Thread {
+        name: "applier",
+        source,
+    };
+    ApplierHandle::start(Applier::new(backend, options), report).map_err(failed)
 }
 
 /// What the applier reports, as events of the graph.
