@@ -1,19 +1,22 @@
 //! The backends against the kernel of this machine, each test in a fresh network namespace.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
+#[expect(dead_code, reason = "shared with tests that use more of it")]
 mod lab;
 mod ruleset;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lab::in_fresh_namespace;
+use lab::{in_fresh_namespace, skip};
 use nix::libc;
-use ruleset::{DROP, base_chain, bridge, everything, exact, inet, name, rule, set, v4};
+use ruleset::everything::everything;
+use ruleset::{DROP, base_chain, bridge, exact, inet, name, rule, set, v4};
 use serde_json::Value as Json;
 use towpath_dataplane::nft::{
-    Backend, CommandBackend, CommitError, FieldType, Hook, NetlinkBackend, Operation, TableFlags,
-    TableState, Transaction, transaction_text,
+    Backend, CommandBackend, CommitError, FieldType, Hook, NetlinkBackend, Operation, Table,
+    TableFlags, TableState, Transaction, transaction_text,
 };
 
 /// Runs `nft` and gives what it prints.
@@ -98,7 +101,7 @@ fn split_typeof(transaction: &Transaction) -> (Transaction, Transaction) {
 #[test]
 fn both_backends_make_the_same_ruleset() {
     in_fresh_namespace("nft", "both_backends_make_the_same_ruleset", || {
-        let transaction = everything(TableFlags::default());
+        let transaction = everything(PLAIN);
 
         NetlinkBackend::open()
             .unwrap()
@@ -130,7 +133,7 @@ fn both_backends_make_the_same_ruleset() {
 #[test]
 fn prints_files_that_nft_accepts() {
     in_fresh_namespace("nft", "prints_files_that_nft_accepts", || {
-        let text = transaction_text(&everything(TableFlags::default())).unwrap();
+        let text = transaction_text(&everything(PLAIN)).unwrap();
 
         nft(&["-c", "-f", "-"], &text);
 
@@ -147,12 +150,13 @@ fn listing_of_netlink_tables_reloads() {
 
         let listing = nft(&["list", "ruleset"], "");
         // nft names the owner in a comment, and does not know what it lists as flags.
-        let plain = listing
+        let without_owner = |line| str::split(line, " # progname").next().unwrap_or(line);
+        let lines: Vec<&str> = listing
             .lines()
             .filter(|line| !line.trim_start().starts_with("flags owner"))
-            .map(|line| format!("{}\n", line.split(" # progname").next().unwrap_or(line)))
-            .collect::<String>()
-            .replace("{\n\n", "{\n");
+            .map(without_owner)
+            .collect();
+        let plain = format!("{}\n", lines.join("\n")).replace("{\n\n", "{\n");
         let check = std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             nft(&["-f", "-"], &plain);
@@ -161,6 +165,71 @@ fn listing_of_netlink_tables_reloads() {
         let (plain, reloaded) = check.join().unwrap();
 
         assert_eq!(plain, reloaded);
+    });
+}
+
+#[test]
+fn reads_back_what_it_committed() {
+    in_fresh_namespace("nft", "reads_back_what_it_committed", || {
+        let transaction = everything(PLAIN);
+        let mut backend = NetlinkBackend::open().unwrap();
+        backend.commit(&transaction).unwrap();
+
+        let mut again = Transaction::new();
+        for table in [inet(), bridge()] {
+            again.push(Operation::AddTable(table.clone(), PLAIN));
+            let (sets, chains) = (
+                backend.sets(&table).unwrap(),
+                backend.chains(&table).unwrap(),
+            );
+            for spec in &sets {
+                again.push(Operation::AddSet(table.clone(), spec.clone()));
+            }
+            for chain in &chains {
+                again.push(Operation::AddChain(table.clone(), chain.clone()));
+            }
+            for spec in sets {
+                let elements = backend.elements(&table, &spec.name).unwrap().unwrap();
+                again.push(Operation::AddElements(table.clone(), spec.name, elements));
+            }
+            for chain in chains {
+                for rule in backend.rules(&table, &chain.name).unwrap() {
+                    let rule = rule.expect("a rule of ours");
+                    again.push(Operation::AddRule(table.clone(), chain.name.clone(), rule));
+                }
+            }
+        }
+
+        let first = take_listing();
+        backend.commit(&again).unwrap();
+        assert_same_listing(&take_listing(), &first);
+    });
+}
+
+#[test]
+fn both_backends_read_the_same_elements() {
+    in_fresh_namespace("nft", "both_backends_read_the_same_elements", || {
+        let mut netlink = NetlinkBackend::open().unwrap();
+        let mut command = command();
+        netlink.commit(&everything(PLAIN)).unwrap();
+
+        for table in [inet(), bridge()] {
+            assert!(command.has_table(&table).unwrap());
+            for spec in netlink.sets(&table).unwrap() {
+                let expected = netlink.elements(&table, &spec.name).unwrap();
+                assert_ne!(expected, Some(Vec::new()), "{}", spec.name);
+                assert_eq!(command.elements(&table, &spec.name).unwrap(), expected);
+            }
+        }
+        for backend in [&mut netlink as &mut dyn Backend, &mut command] {
+            assert_eq!(backend.elements(&inet(), &name("absent")).unwrap(), None);
+            let other = Table {
+                name: name("absent"),
+                ..inet()
+            };
+            assert_eq!(backend.elements(&other, &name("absent")).unwrap(), None);
+            assert!(!backend.has_table(&other).unwrap());
+        }
     });
 }
 
@@ -216,11 +285,35 @@ fn with_owned_tables(test: &'static str, body: impl FnOnce(NetlinkBackend) + Sen
     in_fresh_namespace("nft", test, move || {
         let mut backend = NetlinkBackend::open().unwrap();
         if backend.probe_features().unwrap().table_flags() != OWNED {
-            println!("SKIP[nft] {test}: needs tables with owner and persist (Linux 6.9)");
+            skip(
+                "nft",
+                test,
+                "nft-persist",
+                "needs tables with owner and persist (Linux 6.9)",
+            );
             return;
         }
         body(backend);
     });
+}
+
+/// Closes the owner's socket and opens the next one. A process that another test starts at this moment holds a copy of
+/// the descriptor for an instant, so the kernel may see the end a little later.
+fn succeed(owner: NetlinkBackend) -> NetlinkBackend {
+    drop(owner);
+    let mut next = NetlinkBackend::open().unwrap();
+    let orphan = TableState {
+        flags: TableFlags {
+            owner: false,
+            persist: true,
+        },
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while next.table_state(&inet()).unwrap() != Some(orphan) {
+        assert!(Instant::now() < deadline, "the table stays owned");
+        std::thread::yield_now();
+    }
+    next
 }
 
 #[test]
@@ -233,16 +326,7 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
             replace(&mut first, OWNED);
             assert_in_force(&mut first);
 
-            drop(first);
-            let mut second = NetlinkBackend::open().unwrap();
-            let orphan = TableFlags {
-                owner: false,
-                persist: true,
-            };
-            assert_eq!(
-                second.table_state(&inet()).unwrap(),
-                Some(TableState { flags: orphan })
-            );
+            let mut second = succeed(first);
             assert_in_force(&mut second);
             replace(&mut second, OWNED);
             assert_in_force(&mut second);
@@ -251,9 +335,8 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
                 Some(TableState { flags: OWNED })
             );
 
-            drop(second);
+            let mut third = succeed(second);
             nft(&["delete", "table", "inet", "towpath"], "");
-            let mut third = NetlinkBackend::open().unwrap();
             third.commit(&small(PLAIN)).unwrap();
             replace(&mut third, OWNED);
             assert_in_force(&mut third);
@@ -269,8 +352,7 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
 fn adopts_an_orphaned_table_with_all_it_holds() {
     with_owned_tables("adopts_an_orphaned_table_with_all_it_holds", |mut first| {
         first.commit(&small(OWNED)).unwrap();
-        drop(first);
-        let mut second = NetlinkBackend::open().unwrap();
+        let mut second = succeed(first);
 
         let adopt = vec![Operation::AddTable(inet(), OWNED)];
         second.commit(&Transaction { operations: adopt }).unwrap();

@@ -1,5 +1,7 @@
 //! The fake against the kernel: random transactions must succeed, fail and leave traces alike.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
+#[expect(dead_code, reason = "shared with tests that use more of it")]
 mod lab;
 #[expect(dead_code, reason = "shared with tests that use more of it")]
 mod ruleset;
@@ -219,6 +221,11 @@ fn run(kernel: &mut NetlinkBackend, walk: &[Transaction]) -> Result<(), TestCase
             kernel.has_table(&inet()).unwrap()
         );
         prop_assert_eq!(fake.chains(&inet()), kernel.chains(&inet()).unwrap());
+        for chain in chains() {
+            let expected: Vec<Option<Rule>> = kernel.rules(&inet(), &chain.name).unwrap();
+            let found = fake.rules(&inet(), &chain.name).unwrap_or_default();
+            prop_assert_eq!(found.into_iter().map(Some).collect::<Vec<_>>(), expected);
+        }
         for spec in sets() {
             let expected = kernel.elements(&inet(), &spec.name).unwrap();
             prop_assert_eq!(fake.elements(&inet(), &spec.name).unwrap(), expected);

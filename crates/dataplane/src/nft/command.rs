@@ -1,7 +1,8 @@
 //! The second backend: transactions through the `nft` program, as JSON on its standard input.
 //!
 //! For debugging, and as the oracle of the netlink backend in tests. Tables are plain: nft 1.0.6 does not know the
-//! flag `persist`. No shell is involved, and the program is killed when it takes too long.
+//! flag `persist`. It deletes a chain together with its rules, where the netlink backend refuses. No shell is
+//! involved, and the program is killed when it takes too long.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -281,7 +282,7 @@ fn converse(child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<(V
 
 fn read_until(mut pipe: impl Read + AsFd, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut chunk = [0; 64 * 1024];
+    let mut chunk = [0; 8 * 1024];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -320,9 +321,12 @@ fn errno(stderr: &str) -> Option<i32> {
         libc::ENOMEM,
         libc::ELOOP,
     ];
-    KNOWN
-        .into_iter()
-        .find(|number| stderr.contains(nix::errno::Errno::from_raw(*number).desc()))
+    KNOWN.into_iter().find(|number| {
+        let text = io::Error::from_raw_os_error(*number).to_string();
+        text.split(" (os error")
+            .next()
+            .is_some_and(|text| stderr.contains(text))
+    })
 }
 
 /// The line of the first error: `/dev/stdin:3:1-20: Error: ...`.

@@ -4,6 +4,7 @@
 //! alone, and whoever compares sees that something is missing. No length or number in a message is trusted.
 
 use super::batch::NFGENMSG;
+use super::decode_rule::AnonymousSet;
 use super::encode::hook_number;
 use super::field::Bytes;
 use super::object::{
@@ -12,7 +13,7 @@ use super::object::{
 };
 use super::uapi::{
     LIST_ELEM, NFNL_SUBSYS_NFTABLES, NFPROTO_BRIDGE, NFPROTO_INET, chain, data, element,
-    generation, message, set, table,
+    generation, message, rule, set, table,
 };
 use crate::link::wire::{Attributes, Message, array_at, text};
 
@@ -27,6 +28,8 @@ pub(super) enum Decoded {
     Set(Table, SetSpec),
     /// Some elements of a set; ranges come as two.
     Elements(Vec<RawElement>),
+    /// A rule: its table, the name of its chain, its expression list.
+    Rule(Table, String, Vec<u8>),
 }
 
 /// An element as the kernel has it.
@@ -48,8 +51,9 @@ pub(super) fn message(received: &Message<'_>) -> Option<Decoded> {
     match kind {
         message::NEWTABLE => decode_table(family, attributes),
         message::NEWCHAIN => decode_chain(family, attributes),
-        message::NEWSET => decode_set(family, attributes),
+        message::NEWSET => decode_set(family, &attributes),
         message::NEWSETELEM | message::DELSETELEM => decode_elements(attributes),
+        message::NEWRULE => raw_rule(family, attributes),
         _ => None,
     }
 }
@@ -59,11 +63,11 @@ pub(super) fn generation(attributes: Attributes<'_>) -> Option<u32> {
     be32(find(attributes, generation::ID)?)
 }
 
-/// The number in a generation message, and the process that committed.
-pub(super) fn generation_and_process(attributes: Attributes<'_>) -> Option<(u32, u32)> {
+/// The number in a generation message, and the thread that committed.
+pub(super) fn generation_and_thread(attributes: &Attributes<'_>) -> Option<(u32, u32)> {
     Some((
         generation(attributes.clone())?,
-        be32(find(attributes, generation::PROCESS)?)?,
+        be32(find(attributes.clone(), generation::THREAD)?)?,
     ))
 }
 
@@ -78,9 +82,9 @@ pub(super) fn touched_table(received: &Message<'_>) -> Option<Table> {
 }
 
 fn family(received: &Message<'_>) -> Option<Family> {
-    match received.payload.first()? {
-        &NFPROTO_INET => Some(Family::Inet),
-        &NFPROTO_BRIDGE => Some(Family::Bridge),
+    match *received.payload.first()? {
+        NFPROTO_INET => Some(Family::Inet),
+        NFPROTO_BRIDGE => Some(Family::Bridge),
         _ => None,
     }
 }
@@ -129,7 +133,7 @@ fn decode_hook(attributes: Attributes<'_>) -> Option<BaseChain> {
     })
 }
 
-fn decode_set(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
+fn decode_set(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
     let number = |kind| be32(find(attributes.clone(), kind)?);
     let of = name(find(attributes.clone(), set::TABLE)?)?;
     let flags = number(set::FLAGS).unwrap_or(0);
@@ -174,6 +178,17 @@ fn decode_elements(attributes: Attributes<'_>) -> Option<Decoded> {
         .map(|(_, attributes)| raw_element(Attributes(attributes)))
         .collect();
     Some(Decoded::Elements(elements?))
+}
+
+fn raw_rule(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
+    let of = name(find(attributes.clone(), rule::TABLE)?)?;
+    let chain = text(find(attributes.clone(), rule::CHAIN)?).into_owned();
+    let list = find(attributes, rule::EXPRESSIONS).unwrap_or_default();
+    Some(Decoded::Rule(
+        Table { family, name: of },
+        chain,
+        list.to_vec(),
+    ))
 }
 
 fn raw_element(attributes: Attributes<'_>) -> Option<RawElement> {
@@ -257,38 +272,74 @@ fn exact_key(fields: &[FieldType], mut bytes: &[u8]) -> Option<Vec<Value>> {
     bytes.is_empty().then_some(values)
 }
 
-/// Joins starts and ends. A start without an end reaches to the next start, as in a lookup, or to the end of the
-/// space.
+/// Joins the elements of an interval set into elements of ours.
 fn ranges(field: FieldType, raw: impl Iterator<Item = RawElement>) -> Option<Vec<Element>> {
     let shape = field.shape();
+    let joined = joined(raw)?;
+    joined
+        .into_iter()
+        .map(|(first, last, value)| {
+            let key = SetKey::Range(
+                shape.value(first.as_slice())?,
+                shape.value(last.as_slice())?,
+            );
+            Some(Element { key, value })
+        })
+        .collect()
+}
+
+/// Joins starts and ends. A start without an end reaches to the next start, as in a lookup, or to the end of the
+/// space.
+fn joined(
+    raw: impl Iterator<Item = RawElement>,
+) -> Option<Vec<(Bytes, Bytes, Option<ElementValue>)>> {
     let mut raw: Vec<RawElement> = raw.collect();
     raw.sort_by(|left, right| (&left.key, !left.is_end).cmp(&(&right.key, !right.is_end)));
     let mut ranges = Vec::new();
     let mut raw = raw.into_iter().peekable();
     while let Some(start) = raw.next() {
         if start.is_end {
-            // nft begins a set with an end at zero.
+            // The end of the range before, or the one at zero with which nft begins a set.
             continue;
         }
-        let first = shape.value(&start.key)?;
+        let first = bounded(&start.key)?;
         let last = match raw.peek() {
             Some(next) => bounded(&next.key)?.predecessor()?,
-            None => bounded(&start.key)?.last(),
+            None => first.last(),
         };
-        let last = shape.value(last.as_slice())?;
-        ranges.push(Element {
-            key: SetKey::Range(first, last),
-            value: start.value,
-        });
+        ranges.push((first, last, start.value));
     }
     Some(ranges)
+}
+
+/// What an anonymous set holds.
+pub(super) fn anonymous_set(
+    is_interval: bool,
+    raw: impl Iterator<Item = RawElement>,
+) -> Option<AnonymousSet> {
+    let mut ranges: Vec<(Bytes, Bytes)> = if is_interval {
+        joined(raw)?
+            .into_iter()
+            .map(|(first, last, _)| (first, last))
+            .collect()
+    } else {
+        raw.map(|raw| bounded(&raw.key).map(|key| (key, key)))
+            .collect::<Option<_>>()?
+    };
+    ranges.sort_unstable();
+    Some(AnonymousSet { ranges })
+}
+
+/// Whether the flags of a set say that it holds ranges.
+pub(super) fn is_interval(attributes: Attributes<'_>) -> bool {
+    find(attributes, set::FLAGS).and_then(be32).unwrap_or(0) & set::F_INTERVAL != 0
 }
 
 fn bounded(key: &[u8]) -> Option<Bytes> {
     (key.len() <= super::field::MAX_VALUE).then(|| Bytes::new(key))
 }
 
-pub(super) fn find<'a>(mut attributes: Attributes<'a>, kind: u16) -> Option<&'a [u8]> {
+pub(super) fn find(mut attributes: Attributes<'_>, kind: u16) -> Option<&[u8]> {
     attributes
         .find(|(found, _)| *found == kind)
         .map(|(_, value)| value)

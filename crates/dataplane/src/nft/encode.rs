@@ -145,9 +145,9 @@ impl<'a> Encoder<'a> {
         let first_anonymous = self.next_set_id;
         for statement in &rule.statements {
             if let Statement::Match { field, operand, .. } = statement
-                && let Some(ranges) = anonymous_set(operand)
+                && let Some(ranges) = anonymous_set(*field, operand)
             {
-                self.add_anonymous_set(table, *field, ranges)?;
+                self.add_anonymous_set(table, *field, &ranges)?;
             }
         }
         self.start(message::NEWRULE, NLM_F_CREATE | NLM_F_APPEND, table);
@@ -238,9 +238,6 @@ impl<'a> Encoder<'a> {
             return Err(EncodeError("a list that is not sorted and disjoint"));
         }
         let interval = checked.iter().any(|(first, last)| first != last);
-        if interval {
-            merge_adjacent(&mut checked);
-        }
         let id = self.next_set_id;
         self.next_set_id += 1;
         let flags = set::F_ANONYMOUS | set::F_CONSTANT | if interval { set::F_INTERVAL } else { 0 };
@@ -412,7 +409,7 @@ impl<'a> Encoder<'a> {
 
 fn key(batch: &mut Batch, bytes: &[u8]) {
     batch.nested(element::KEY, |batch| {
-        batch.bytes_attribute(data::VALUE, bytes)
+        batch.bytes_attribute(data::VALUE, bytes);
     });
 }
 
@@ -478,17 +475,6 @@ pub(super) fn key_length(key: &[FieldType]) -> u32 {
 
 fn length_u32(shape: Shape) -> u32 {
     u32::try_from(shape.length()).expect("values are at most sixteen bytes")
-}
-
-/// nft joins neighbours in the anonymous sets of its rules; so do we, to have the same ruleset.
-fn merge_adjacent(ranges: &mut Vec<(Bytes, Bytes)>) {
-    ranges.dedup_by(|next, previous| {
-        let joins = previous.1.successor() == Some(next.0);
-        if joins {
-            previous.1 = next.1;
-        }
-        joins
-    });
 }
 
 /// The user data that makes nft print `typeof` with an example of each field.

@@ -8,11 +8,13 @@
 //!
 //! Ports (`th`) and [`Field::Icmpv6Target`] imply nothing: the rule says the protocol itself.
 
+use std::borrow::Cow;
+
 use super::batch::{Batch, Nest};
 use super::encode::{EncodeError, Encoder, verdict_data};
 use super::field::{Bytes, ICMPV6, Load, Network, Shape};
 use super::object::{Family, Field, MatchOperand, Name, Rule, Statement, Value};
-use super::text::CT_STATES;
+use super::symbols::CT_STATES;
 use super::uapi::{LIST_ELEM, NFPROTO_IPV4, NFPROTO_IPV6, data, expression as e, rule};
 
 /// Name under which the kernel numbers anonymous sets.
@@ -44,11 +46,15 @@ struct Expressions<'a> {
 }
 
 /// A list of values as an anonymous set, or `None` when one comparison does.
-pub(super) fn anonymous_set(operand: &MatchOperand) -> Option<&[(Value, Value)]> {
-    match operand {
-        MatchOperand::OneOf(ranges) if ranges.len() > 1 => Some(ranges),
-        _ => None,
-    }
+pub(super) fn anonymous_set(
+    field: Field,
+    operand: &MatchOperand,
+) -> Option<Cow<'_, [(Value, Value)]>> {
+    let MatchOperand::OneOf(ranges) = operand else {
+        return None;
+    };
+    let joined = field.facts().shape.join(ranges);
+    (joined.len() > 1).then_some(joined)
 }
 
 /// Appends the rule's expression list to the open message, after its anonymous sets were made with ids from
@@ -153,7 +159,7 @@ impl Expressions<'_> {
                     self.learn(field, only);
                 }
             }
-            MatchOperand::OneOf(ranges) => match ranges.as_slice() {
+            MatchOperand::OneOf(ranges) => match shape.join(ranges).as_ref() {
                 [] => return Err(EncodeError("an empty list")),
                 [(first, last)] if first == last => {
                     let only = MatchOperand::Value(first.clone());
@@ -189,7 +195,7 @@ impl Expressions<'_> {
     ) -> Result<(), EncodeError> {
         let is_address = matches!(field.facts().shape, Shape::Ipv4 | Shape::Ipv6);
         let whole_bytes = usize::from(length / 8);
-        if is_address && length % 8 == 0 && whole_bytes > 0 {
+        if is_address && length.is_multiple_of(8) && whole_bytes > 0 {
             // As nft does: load only the bytes that count.
             self.imply(field)?;
             self.load(field, 0, whole_bytes);
@@ -411,7 +417,7 @@ impl Expressions<'_> {
 
 /// The register at a word of four bytes; where sixteen bytes start, nft uses the old name.
 fn register(word: u32) -> u32 {
-    if word % 4 == 0 {
+    if word.is_multiple_of(4) {
         e::REGISTER_1 + word / 4
     } else {
         e::REGISTER32_0 + word

@@ -4,12 +4,12 @@
 //! itself, and fails on demand. Clones share one ruleset: a test keeps one and hands the other in.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::backend::{Backend, CommitError};
+use super::dump::dump;
 use super::object::{Chain, Element, Name, Rule, Table, TableFlags};
-use super::ruleset::{Ruleset, dump};
+use super::ruleset::Ruleset;
 use super::text::{TextError, describe};
 use super::transaction::Transaction;
 

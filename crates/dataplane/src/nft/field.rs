@@ -1,5 +1,7 @@
 //! What the kernel and nft know of fields, field types and values: lengths, ids, places in the packet.
 
+use std::borrow::Cow;
+
 use super::object::{Field, FieldType, Value};
 use super::uapi::{expression, userdata};
 
@@ -70,6 +72,25 @@ impl Bytes {
             mask.bytes[bit / 8] |= 0x80 >> (bit % 8);
         }
         mask
+    }
+
+    /// The last value whose first `ones` bits are those of `self`.
+    pub(super) fn last_of(&self, ones: u8) -> Self {
+        let mask = self.mask(ones);
+        let mut last = *self;
+        for (byte, mask) in last.bytes[..usize::from(self.length)]
+            .iter_mut()
+            .zip(mask.bytes)
+        {
+            *byte |= !mask;
+        }
+        last
+    }
+
+    /// Length of the prefix that holds the values from `self` to `last` and no others.
+    pub(super) fn prefix_to(&self, last: &Self) -> Option<u8> {
+        (0..=self.length * 8)
+            .find(|ones| self.and(&self.mask(*ones)) == *self && self.last_of(*ones) == *last)
     }
 
     /// `self & mask`.
@@ -169,6 +190,23 @@ impl Shape {
             Self::U16 => Value::U16(u16::from_be_bytes(bytes.try_into().ok()?)),
             Self::Class => Value::Class(u32::from_ne_bytes(bytes.try_into().ok()?)),
         })
+    }
+
+    /// Joins neighbours of a list that has ranges, as nft does; a list of single values stays as it is.
+    pub(super) fn join(self, ranges: &[(Value, Value)]) -> Cow<'_, [(Value, Value)]> {
+        if !self.is_ordered() || ranges.iter().all(|(first, last)| first == last) {
+            return Cow::Borrowed(ranges);
+        }
+        let mut joined = ranges.to_vec();
+        joined.dedup_by(|next, previous| {
+            let following = previous.1.bytes().and_then(|bytes| bytes.successor());
+            let joins = following.is_some() && following == next.0.bytes();
+            if joins {
+                previous.1 = next.1.clone();
+            }
+            joins
+        });
+        Cow::Owned(joined)
     }
 
     /// Whether values in the order of their bytes are in the order of their numbers.

@@ -21,10 +21,10 @@ use super::object::{
     Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData, MatchOperand,
     Name, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table, Value,
 };
-use super::text::{
-    CT_STATES, SetTypes, TextError, class_text, ether_mask, family_text, is_printable, key_types,
-    range_type, value_text,
+use super::symbols::{
+    CT_STATES, class_text, ether_mask, is_printable, key_types, range_type, value_text,
 };
+use super::text::{SetTypes, TextError, family_text};
 use super::transaction::{Operation, Transaction};
 
 /// A whole transaction as the document that `nft -j -f -` reads.
@@ -336,7 +336,7 @@ fn compare(
     let right = match operand {
         MatchOperand::Value(value) => value_expression(facts.type_id, value)?,
         MatchOperand::Set(set) => set_reference(set),
-        MatchOperand::OneOf(ranges) => match ranges.as_slice() {
+        MatchOperand::OneOf(ranges) => match facts.shape.join(ranges).as_ref() {
             [(first, last)] => range_expression(facts.type_id, first, last)?,
             ranges => {
                 let items = ranges

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value as Json;
 
-use super::field::{Bytes, Shape};
+use super::field::Shape;
 use super::object::{
     Element, ElementValue, FieldType, MapData, RuleVerdict, SetKey, SetSpec, Value,
 };
@@ -117,7 +117,7 @@ fn decode_range(field: FieldType, key: &Json) -> Option<SetKey> {
         let base = decode_value(field, &prefix["addr"])?;
         let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
         let bytes = base.bytes()?;
-        let last = bytes.or_not(&bytes.mask(length));
+        let last = bytes.last_of(length);
         return Some(SetKey::Range(base, field.shape().value(last.as_slice())?));
     }
     let only = decode_value(field, key)?;
@@ -179,17 +179,4 @@ fn decode_verdict(verdict: &Json) -> Option<RuleVerdict> {
         "goto" => RuleVerdict::Goto(target()?),
         _ => return None,
     })
-}
-
-impl Bytes {
-    /// `self | !mask`: the last value of a prefix.
-    fn or_not(&self, mask: &Self) -> Self {
-        let bytes: Vec<u8> = self
-            .as_slice()
-            .iter()
-            .zip(mask.as_slice())
-            .map(|(byte, mask)| byte | !mask)
-            .collect();
-        Self::new(&bytes)
-    }
 }

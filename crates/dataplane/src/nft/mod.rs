@@ -7,7 +7,9 @@ pub mod backend;
 mod batch;
 pub mod command;
 mod decode;
+mod decode_rule;
 pub mod delta_tracker;
+mod dump;
 mod encode;
 mod expression;
 pub mod fake;
@@ -17,7 +19,11 @@ mod listing;
 pub mod monitor;
 pub mod netlink;
 pub mod object;
+mod read_back;
+#[cfg(test)]
+mod round_trip;
 mod ruleset;
+mod symbols;
 pub mod text;
 pub mod transaction;
 mod uapi;
@@ -27,11 +33,12 @@ pub use command::CommandBackend;
 pub use delta_tracker::DeltaTracker;
 pub use fake::FakeKernel;
 pub use monitor::{Commit, Monitor, RulesetEvent};
-pub use netlink::{Features, NetlinkBackend, TableState};
+pub use netlink::{Features, NetlinkBackend};
 pub use object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,
     MatchOperand, Name, NameError, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table,
     TableFlags, Value,
 };
+pub use read_back::TableState;
 pub use text::{TextError, transaction_text};
 pub use transaction::{Operation, Transaction};

@@ -1,7 +1,7 @@
 //! Hears who changes the ruleset, so that tampering can be healed where tables cannot be owned.
 //!
 //! An event says that a commit happened, whose it was and which of our families' tables it touched, not what it did:
-//! whoever heals reads back and compares. Our own commits are heard too; [`Commit::process`] tells them apart.
+//! whoever heals reads back and compares. Our own commits are heard too; [`Commit::thread`] tells them apart.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,8 +39,8 @@ pub enum RulesetEvent {
 pub struct Commit {
     /// Generation of the ruleset since then.
     pub generation: u32,
-    /// Id of the process that committed.
-    pub process: u32,
+    /// Id of the thread that committed.
+    pub thread: u32,
     /// The inet and bridge tables in which something was added, changed or removed.
     pub tables: BTreeSet<Table>,
 }
@@ -134,11 +134,11 @@ fn hear(tables: &mut BTreeSet<Table>, received: &Message<'_>) -> Option<RulesetE
         return None;
     }
     let attributes = Attributes(received.payload.get(NFGENMSG..)?);
-    let (generation, process) = decode::generation_and_process(attributes)?;
+    let (generation, thread) = decode::generation_and_thread(&attributes)?;
     let tables = std::mem::take(tables);
     Some(RulesetEvent::Commit(Commit {
         generation,
-        process,
+        thread,
         tables,
     }))
 }

@@ -11,16 +11,14 @@ use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::backend::{Backend, CommitError, is_transient};
-use super::batch::{Batch, NFGENMSG};
-use super::decode::{self, Decoded};
-use super::encode::{Encoder, family_number};
-use super::object::{Chain, Element, Family, Name, SetSpec, Table, TableFlags};
+use super::batch::Batch;
+use super::encode::Encoder;
+use super::object::{Element, Family, Name, Table, TableFlags};
 use super::text::describe;
 use super::transaction::{Operation, Transaction};
-use super::uapi::{NETLINK_NETFILTER, chain, element, message, set, table};
+use super::uapi::NETLINK_NETFILTER;
 use crate::link::wire::{
-    Attributes, HEADER, Message, Messages, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR,
-    i32_at, u32_at,
+    HEADER, Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, i32_at, u32_at,
 };
 
 /// A batch is one datagram: room for 200,000 elements, taken by the kernel only while it is in flight.
@@ -31,8 +29,6 @@ const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const DATAGRAM: usize = 64 * 1024;
 /// Batches keep this much memory between commits.
 const KEPT_BUFFER: usize = 256 * 1024;
-/// How often a dump starts again because somebody committed meanwhile.
-const DUMP_ATTEMPTS: u32 = 5;
 
 /// What the kernel can do with tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +51,10 @@ impl Features {
     }
 }
 
-/// What the kernel says of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableState {
-    /// Its flags. An orphan of an earlier run has `persist` without `owner`.
-    pub flags: TableFlags,
-}
-
 /// A netlink socket for nftables, of the network namespace of the thread that opened it.
 pub struct NetlinkBackend {
     socket: Socket,
-    batch: Batch,
+    pub(super) batch: Batch,
     /// First sequence number of each operation of the batch.
     starts: Vec<u32>,
     receive: Vec<u8>,
@@ -156,93 +145,6 @@ impl NetlinkBackend {
         generation: u32,
     ) -> Result<(), CommitError> {
         self.commit_batch(transaction, Some(generation))
-    }
-
-    /// Generation of the ruleset: every commit of anybody in this namespace raises it.
-    pub fn generation(&mut self) -> Result<u32, CommitError> {
-        self.batch.clear();
-        self.batch.start_nft(message::GETGEN, 0, 0);
-        self.batch.finish();
-        let mut generation = None;
-        self.exchange("read the generation", |message| {
-            generation = decode::generation(Attributes(message.payload.get(NFGENMSG..)?));
-            Some(())
-        })?;
-        generation.ok_or_else(|| malformed("read the generation"))
-    }
-
-    /// What the kernel says of a table; `None` when it is not there.
-    pub fn table_state(&mut self, table: &Table) -> Result<Option<TableState>, CommitError> {
-        self.batch.clear();
-        self.batch
-            .start_nft(message::GETTABLE, 0, family_number(table.family));
-        self.batch.text(table::NAME, table.name.as_str());
-        self.batch.finish();
-        let mut state = None;
-        let found = self.exchange("read a table", |message| {
-            if let Some(Decoded::Table(_, flags)) = decode::message(message) {
-                state = Some(TableState { flags });
-            }
-            Some(())
-        });
-        match found {
-            Ok(()) => Ok(state),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The sets of a table that we could have made, without the anonymous ones.
-    pub fn sets(&mut self, table: &Table) -> Result<Vec<SetSpec>, CommitError> {
-        let table_name = table.name.clone();
-        self.dump(
-            "list sets",
-            |batch| {
-                batch.start_nft(message::GETSET, NLM_F_DUMP, family_number(table.family));
-                batch.text(set::TABLE, table_name.as_str());
-            },
-            |decoded| match decoded {
-                Decoded::Set(of, spec) if of.name == table.name => Some(spec),
-                _ => None,
-            },
-        )
-    }
-
-    /// The chains of a table that we could have made.
-    pub fn chains(&mut self, table: &Table) -> Result<Vec<Chain>, CommitError> {
-        self.dump(
-            "list chains",
-            |batch| {
-                batch.start_nft(message::GETCHAIN, NLM_F_DUMP, family_number(table.family));
-                batch.text(chain::TABLE, table.name.as_str());
-            },
-            |decoded| match decoded {
-                Decoded::Chain(of, chain) if of.name == table.name => Some(chain),
-                _ => None,
-            },
-        )
-    }
-
-    /// One set of a table; `None` when it is not there.
-    pub fn set(&mut self, table: &Table, name: &Name) -> Result<Option<SetSpec>, CommitError> {
-        self.batch.clear();
-        self.batch
-            .start_nft(message::GETSET, 0, family_number(table.family));
-        self.batch.text(set::TABLE, table.name.as_str());
-        self.batch.text(set::NAME, name.as_str());
-        self.batch.finish();
-        let mut spec = None;
-        let found = self.exchange("read a set", |message| {
-            if let Some(Decoded::Set(_, found)) = decode::message(message) {
-                spec = Some(found);
-            }
-            Some(())
-        });
-        match found {
-            Ok(()) => Ok(spec),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     fn commit_batch(
@@ -366,7 +268,7 @@ impl NetlinkBackend {
     }
 
     /// Sends the message that is in the batch and hands each message of the answer to `each`.
-    fn exchange(
+    pub(super) fn exchange(
         &mut self,
         action: &'static str,
         mut each: impl FnMut(&Message<'_>) -> Option<()>,
@@ -396,33 +298,6 @@ impl NetlinkBackend {
         }
         Ok(())
     }
-
-    /// Lists objects; starts again when somebody committed meanwhile.
-    fn dump<T>(
-        &mut self,
-        action: &'static str,
-        request: impl Fn(&mut Batch),
-        mut pick: impl FnMut(Decoded) -> Option<T>,
-    ) -> Result<Vec<T>, CommitError> {
-        let mut found = Vec::new();
-        for _ in 1..DUMP_ATTEMPTS {
-            found.clear();
-            self.batch.clear();
-            request(&mut self.batch);
-            self.batch.finish();
-            let result = self.exchange(action, |message| {
-                found.extend(decode::message(message).and_then(&mut pick));
-                Some(())
-            });
-            match result {
-                Err(CommitError::Again(error)) if error.raw_os_error() == Some(libc::EINTR) => {}
-                result => return result.map(|()| found),
-            }
-        }
-        Err(CommitError::Again(io::Error::from_raw_os_error(
-            libc::EINTR,
-        )))
-    }
 }
 
 impl Backend for NetlinkBackend {
@@ -435,29 +310,7 @@ impl Backend for NetlinkBackend {
     }
 
     fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError> {
-        let Some(spec) = self.set(table, set)? else {
-            return Ok(None);
-        };
-        let action = "list the elements of a set";
-        let parts = self.dump(
-            action,
-            |batch| {
-                batch.start_nft(message::GETSETELEM, NLM_F_DUMP, family_number(table.family));
-                batch.text(element::LIST_TABLE, table.name.as_str());
-                batch.text(element::LIST_SET, set.as_str());
-            },
-            |decoded| match decoded {
-                Decoded::Elements(elements) => Some(elements),
-                _ => None,
-            },
-        );
-        match parts {
-            Ok(parts) => decode::elements(&spec, parts.into_iter().flatten())
-                .map(Some)
-                .ok_or_else(|| malformed(action)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.read_elements(table, set)
     }
 }
 
@@ -498,11 +351,7 @@ fn answer_error(action: &'static str, errno: i32) -> CommitError {
     }
 }
 
-fn is_absent(error: &CommitError) -> bool {
-    matches!(error, CommitError::Transport { source, .. } if source.raw_os_error() == Some(libc::ENOENT))
-}
-
-fn malformed(action: &'static str) -> CommitError {
+pub(super) fn malformed(action: &'static str) -> CommitError {
     CommitError::Transport {
         action,
         source: io::Error::new(

@@ -165,7 +165,7 @@ pub enum Value {
     Interface(SmolStr),
     /// One byte: `inet_proto`, ICMP types, `meta nfproto`, `ct direction`.
     U8(u8),
-    /// Two bytes, network order on the wire: ports, EtherTypes, ARP operations.
+    /// Two bytes, network order on the wire: ports, `EtherType`s, ARP operations.
     U16(u16),
     /// Four bytes, host order: `meta priority`.
     Class(u32),

@@ -14,7 +14,6 @@ use super::object::{
     Chain, Element, ElementValue, Field, FieldType, MapData, MatchOperand, Name, Rule, RuleVerdict,
     SetKey, SetSpec, Statement, Table, TableFlags, Value,
 };
-use super::text::{Printer, SetTypes, TextError, family_text, hook_line, spec_lines};
 use super::transaction::{Operation, Transaction};
 
 /// An error number.
@@ -26,31 +25,31 @@ const MOST_JUMPS: usize = 16;
 /// All tables. Cloning is cheap: sets are shared until they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ruleset {
-    tables: BTreeMap<Table, TableContent>,
+    pub(super) tables: BTreeMap<Table, TableContent>,
 }
 
 /// A table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct TableContent {
+pub(super) struct TableContent {
     flags: TableFlags,
     /// In the order of making, as nft lists them.
-    sets: Vec<Arc<SetContent>>,
-    chains: Vec<ChainContent>,
+    pub(super) sets: Vec<Arc<SetContent>>,
+    pub(super) chains: Vec<ChainContent>,
 }
 
 /// A chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ChainContent {
-    chain: Chain,
-    rules: Vec<Rule>,
+pub(super) struct ChainContent {
+    pub(super) chain: Chain,
+    pub(super) rules: Vec<Rule>,
     /// How many rules and elements jump here.
     users: usize,
 }
 
 /// A set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct SetContent {
-    spec: SetSpec,
+pub(super) struct SetContent {
+    pub(super) spec: SetSpec,
     elements: BTreeMap<SetKey, Option<ElementValue>>,
     /// A set that is made again takes the new size with the commit (kernel 6.5 and later).
     next_size: Option<u32>,
@@ -224,22 +223,21 @@ impl TableContent {
     }
 
     fn add_chain(&mut self, chain: &Chain) -> Result<(), Errno> {
-        match self.chain(&chain.name) {
-            Ok(known) if chain.base.is_some() && chain.base != known.chain.base => {
-                // A chain keeps its hook, or has none for ever.
-                Err(libc::EOPNOTSUPP)
-            }
-            Ok(_) => Ok(()),
-            Err(_) => {
-                let chain = chain.clone();
-                self.chains.push(ChainContent {
-                    chain,
-                    rules: Vec::new(),
-                    users: 0,
-                });
+        if let Ok(known) = self.chain(&chain.name) {
+            // A chain keeps its hook, or has none for ever.
+            let is_same = chain.base.is_none() || chain.base == known.chain.base;
+            return if is_same {
                 Ok(())
-            }
+            } else {
+                Err(libc::EOPNOTSUPP)
+            };
         }
+        self.chains.push(ChainContent {
+            chain: chain.clone(),
+            rules: Vec::new(),
+            users: 0,
+        });
+        Ok(())
     }
 
     fn flush_chain(&mut self, name: &Name) -> Result<(), Errno> {
@@ -334,28 +332,25 @@ impl TableContent {
     }
 
     fn add_set(&mut self, spec: &SetSpec) -> Result<(), Errno> {
-        match self.set(&spec.name) {
-            Ok(known) => {
-                if (SetSpec {
-                    size: known.spec.size,
-                    ..spec.clone()
-                }) != known.spec
-                {
-                    return Err(libc::EEXIST);
-                }
-                known.next_size = Some(spec.size);
+        if let Ok(known) = self.set(&spec.name) {
+            let same = SetSpec {
+                size: known.spec.size,
+                ..spec.clone()
+            };
+            known.next_size = Some(spec.size);
+            return if same == known.spec {
                 Ok(())
-            }
-            Err(_) => {
-                self.sets.push(Arc::new(SetContent {
-                    spec: spec.clone(),
-                    elements: BTreeMap::new(),
-                    next_size: None,
-                    users: 0,
-                }));
-                Ok(())
-            }
+            } else {
+                Err(libc::EEXIST)
+            };
         }
+        self.sets.push(Arc::new(SetContent {
+            spec: spec.clone(),
+            elements: BTreeMap::new(),
+            next_size: None,
+            users: 0,
+        }));
+        Ok(())
     }
 
     fn delete_set(&mut self, name: &Name) -> Result<(), Errno> {
@@ -461,11 +456,17 @@ impl TableContent {
 }
 
 impl SetContent {
-    fn list(&self) -> impl Iterator<Item = Element> {
+    /// Its elements, sorted by key.
+    pub(super) fn list(&self) -> impl Iterator<Item = Element> {
         self.elements.iter().map(|(key, value)| Element {
             key: key.clone(),
             value: value.clone(),
         })
+    }
+
+    /// Whether it has no elements.
+    pub(super) fn is_empty(&self) -> bool {
+        self.elements.is_empty()
     }
 
     /// Places that its elements take: a range takes one for each end.
@@ -568,76 +569,4 @@ fn value_fits(spec: &SetSpec, value: Option<&ElementValue>) -> bool {
             | (Some(MapData::Verdict), Some(ElementValue::Verdict(_)))
             | (Some(MapData::ClassId), Some(ElementValue::ClassId(_)))
     )
-}
-
-/// The whole ruleset as a file for `nft -f`, in the form in which nft lists it, with one element a line.
-pub(super) fn dump(ruleset: &Ruleset) -> Result<String, TextError> {
-    let types = SetTypes::default();
-    let mut printer = Printer::new(&types);
-    for (table, content) in &ruleset.tables {
-        let family = family_text(table.family);
-        printer
-            .out
-            .push_str(&format!("table {family} {} {{\n", table.name));
-        let mut is_first = true;
-        for set in &content.sets {
-            separate(&mut printer, &mut is_first);
-            dump_set(&mut printer, set);
-        }
-        for chain in &content.chains {
-            separate(&mut printer, &mut is_first);
-            dump_chain(&mut printer, chain);
-        }
-        printer.out.push_str("}\n");
-    }
-    match printer.unprintable {
-        None => Ok(printer.out),
-        Some(name) => Err(TextError { name }),
-    }
-}
-
-fn separate(printer: &mut Printer<'_>, is_first: &mut bool) {
-    if !std::mem::take(is_first) {
-        printer.out.push('\n');
-    }
-}
-
-fn dump_set(printer: &mut Printer<'_>, set: &SetContent) {
-    let word = if set.spec.data.is_some() {
-        "map"
-    } else {
-        "set"
-    };
-    printer
-        .out
-        .push_str(&format!("\t{word} {} {{\n", set.spec.name));
-    for line in spec_lines(&set.spec) {
-        printer.out.push_str(&format!("\t\t{line}\n"));
-    }
-    if !set.elements.is_empty() {
-        printer.out.push_str("\t\telements = {\n");
-        for (position, element) in set.list().enumerate() {
-            printer
-                .out
-                .push_str(if position > 0 { ",\n\t\t\t" } else { "\t\t\t" });
-            printer.element(Some(&set.spec.key), &element, true);
-        }
-        printer.out.push_str("\n\t\t}\n");
-    }
-    printer.out.push_str("\t}\n");
-}
-
-fn dump_chain(printer: &mut Printer<'_>, chain: &ChainContent) {
-    printer
-        .out
-        .push_str(&format!("\tchain {} {{\n", chain.chain.name));
-    if let Some(line) = hook_line(&chain.chain) {
-        printer.out.push_str(&format!("\t\t{line}\n"));
-    }
-    for rule in &chain.rules {
-        printer.out.push_str("\t\t");
-        printer.rule(rule);
-        printer.out.push('\n');
-    }
-    printer.out.push_str("\t}\n");
 }

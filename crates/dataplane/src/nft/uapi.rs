@@ -46,7 +46,8 @@ pub(super) mod message {
 /// `NFTA_GEN_*`.
 pub(super) mod generation {
     pub(crate) const ID: u16 = 1;
-    pub(crate) const PROCESS: u16 = 2;
+    /// `NFTA_GEN_PROC_PID`: what the kernel calls a pid, user space calls a thread id.
+    pub(crate) const THREAD: u16 = 2;
 }
 
 /// `NFTA_TABLE_*`, `NFT_TABLE_F_*`.

@@ -12,7 +12,7 @@ use nix::unistd::{geteuid, gettid};
 /// Runs `body` on a thread of its own in a fresh network namespace, or skips aloud.
 pub(crate) fn in_fresh_namespace(area: &str, name: &str, body: impl FnOnce() + Send + 'static) {
     if !geteuid().is_root() {
-        skip(area, name);
+        skip(area, name, "root", "needs root");
         return;
     }
     let run = thread::spawn(move || {
@@ -25,16 +25,16 @@ pub(crate) fn in_fresh_namespace(area: &str, name: &str, body: impl FnOnce() + S
     }
 }
 
-/// Says that a test is skipped, and notes it where `cargo xtask test` counts.
-fn skip(area: &str, name: &str) {
-    eprintln!("SKIP[{area}] {name}: root: needs root");
+/// Says that a test is skipped for want of a feature, and notes it where `cargo xtask test` counts.
+pub(crate) fn skip(area: &str, name: &str, feature: &str, why: &str) {
+    eprintln!("SKIP[{area}] {name}: {feature}: {why}");
     if let Some(path) = std::env::var_os("TOWPATH_SKIP_LOG") {
         let mut file = File::options()
             .create(true)
             .append(true)
             .open(path)
             .unwrap();
-        writeln!(file, "{area}\t{name}\troot\tneeds root").unwrap();
+        writeln!(file, "{area}\t{name}\t{feature}\t{why}").unwrap();
     }
 }
 
