@@ -1,5 +1,7 @@
 //! The program as its users run it: exit status, standard output, standard error. No kernel, no agent.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is a failure")]
+
 use std::fs;
 use std::path::Path;
 
@@ -7,7 +9,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const BASE: &str = r#"
+const BASE: &str = r"
 apiVersion: v1
 kind: Namespace
 metadata: { name: shop }
@@ -23,7 +25,7 @@ kind: Pod
 metadata: { name: db, namespace: shop, labels: { app: db } }
 spec: { nodeName: node-a, containers: [ { name: c, image: i, ports: [ { containerPort: 5432 } ] } ] }
 status: { podIP: 10.0.0.2 }
-"#;
+";
 
 const CLOSED: &str = r"
 apiVersion: networking.k8s.io/v1
@@ -62,7 +64,7 @@ fn towpath(arguments: &[&str]) -> Command {
     }
     command
         .args(arguments)
-        .timeout(std::time::Duration::from_secs(60));
+        .timeout(std::time::Duration::from_mins(1));
     command
 }
 

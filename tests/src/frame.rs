@@ -151,7 +151,13 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum & 0xffff).expect("two folds leave 16 bits")
 }
 
-fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
+/// The checksum of TCP, UDP and ICMPv6, which covers a pseudo header.
+pub fn transport_checksum(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    segment: &[u8],
+) -> u16 {
     let mut bytes = Vec::new();
     for address in [source, destination] {
         match address {

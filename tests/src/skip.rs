@@ -67,12 +67,13 @@ impl Feature {
             Self::Nft => missing("nft"),
             Self::Conntrack => missing("conntrack"),
             Self::Vxlan => kernel(&[
-                "link", "add", "v", "type", "vxlan", "id", "1", "dstport", "8472",
+                "link", "add", "name", "vxlan0", "type", "vxlan", "id", "1", "dstport", "8472",
             ]),
             Self::BridgeNetfilter => kernel(&[
                 "link",
                 "add",
-                "b",
+                "name",
+                "bridge0",
                 "type",
                 "bridge",
                 "nf_call_iptables",

@@ -65,9 +65,9 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
 
 fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
     refuse_second()?;
-    interrupt::watch()?;
     setup::install()?;
     build_programs()?;
+    interrupt::watch()?;
     let mut lab = Lab::new(config)?;
     interrupt::clean_up_on_signal(&lab);
     cast::enter(&mut lab)?;
@@ -196,13 +196,18 @@ fn suggestions(lab: &Lab) -> Result<Vec<String>> {
     let towpath = program::towpath()?;
     let towpath = towpath.display();
     let folder = lab.manifests.folder().display();
+    let change = if lab.manifests.folder().join("shop.yaml").exists() {
+        format!("rm {folder}/shop.yaml")
+    } else {
+        format!("cp examples/demo/*.yaml {folder}/")
+    };
     Ok(vec![
         format!(
             "ip netns exec {} ping -c 1 {}",
             from.namespace.name(),
             to.ipv4()?
         ),
-        format!("cp examples/demo/*.yaml {folder}/   # policies take effect at once"),
+        format!("{change}   # takes effect at once"),
         format!("{towpath} simulate --source file:{folder}"),
         format!(
             "{towpath} explain --source file:{folder} --from {} --to {} --port 5432/tcp",

@@ -11,6 +11,7 @@ mod mutants;
 mod output;
 mod setup;
 mod skips;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Verb {
         /// Only faults whose name contains this text
         filter: Option<String>,
     },
+    /// Runs the oracles with fresh seeds, round after round
+    Soak(soak::Arguments),
     /// A lab to play with
     Lab {
         #[command(subcommand)]
@@ -65,6 +68,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Mutants { filter } => mutants::run(filter.as_deref()),
+        Verb::Soak(arguments) => soak::run(&arguments),
         Verb::Lab { command } => lab::run(&command),
     }
 }

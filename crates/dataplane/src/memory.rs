@@ -28,35 +28,3 @@ pub fn give_back() {
         }
     }
 }
-
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
-mod tests {
-    use super::*;
-
-    /// Resident memory in KiB.
-    fn resident() -> u64 {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
-            .unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    #[test]
-    fn freed_memory_goes_back_to_the_system() {
-        // Small pieces, of which the last one keeps the heap from shrinking by itself.
-        let mut pieces: Vec<Box<[u8; 512]>> = (0..40_000).map(|_| Box::new([1; 512])).collect();
-        let full = resident();
-        pieces.drain(..39_999);
-
-        give_back();
-
-        assert!(
-            resident() + 10_000 < full,
-            "{} of {full} KiB are still resident",
-            resident()
-        );
-        assert_eq!(pieces.len(), 1);
-    }
-}

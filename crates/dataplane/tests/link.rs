@@ -1,8 +1,12 @@
 //! Endpoint discovery and bridge switches against the real kernel.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is a failure")]
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod lab;
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -351,9 +355,10 @@ fn a_pod_cannot_fill_our_memory_with_addresses() {
         let pod = Namespace::new();
         bridge("cni0");
         pod.plug("veth0a", Some("cni0"), MAC_A, &["10.244.1.5/24"]);
-        let more: String = (0..2000)
-            .map(|n| format!("addr add 10.9.{}.{}/32 dev eth0\n", n / 250, n % 250))
-            .collect();
+        let mut more = String::new();
+        for n in 0..2000 {
+            writeln!(more, "addr add 10.9.{}.{}/32 dev eth0", n / 250, n % 250).unwrap();
+        }
         feed("ip", &["-n", &pod.name, "-batch", "-"], &more);
 
         let observer = Observer::start(flannel());

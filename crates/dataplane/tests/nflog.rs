@@ -1,5 +1,8 @@
 //! NFLOG against the real kernel.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is a failure")]
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod lab;
 
 use std::net::{Ipv4Addr, UdpSocket};
@@ -94,7 +97,7 @@ fn names_the_port_of_a_bridge() {
             send(
                 (Ipv4Addr::UNSPECIFIED, 0),
                 (Ipv4Addr::new(10, 244, 1, 6), 80),
-            )
+            );
         });
         let (packets, _) = read(&mut reader, 1);
 

@@ -410,7 +410,8 @@ fn hears_commits_of_others() {
             panic!("{commits:?}")
         };
         let own = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
-        assert_eq!(ours.thread, own);
+        assert_eq!((ours.port, ours.thread), (backend.port(), own));
+        assert_ne!(other.port, backend.port());
         assert_ne!(other.thread, own);
         assert_eq!(other.generation, generation);
         assert_eq!(other.tables.iter().collect::<Vec<_>>(), [&inet()]);

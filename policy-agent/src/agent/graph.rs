@@ -210,7 +210,7 @@ impl GraphThread {
         self.count(Teller::Source, updates.len(), at);
         for update in updates {
             self.are_facts_stale |= concerns_facts(&update);
-            self.graph.apply(update);
+            self.graph.apply(moved_here(&update));
         }
         self.problems = problems;
         self.is_in_sync = sync.is_ok();
@@ -449,4 +449,21 @@ fn concerns_facts(update: &Update) -> bool {
             ObjectKey::Namespace(_) | ObjectKey::Policy(_) | ObjectKey::Interface(_),
         ) => false,
     }
+}
+
+/// A copy in this thread's heap. The source reads texts on a thread with a heap of its own; were the objects to stay
+/// there, each would keep a page of that heap, and with it the remains of its text.
+fn moved_here(update: &Update) -> Update {
+    let mut copy = update.clone();
+    let labels = match &mut copy {
+        Update::Upsert(Object::Namespace(namespace)) => &mut namespace.labels,
+        Update::Upsert(Object::Node(node)) => &mut node.labels,
+        Update::Upsert(Object::Endpoint(endpoint)) => &mut endpoint.labels,
+        Update::Upsert(Object::Policy(_) | Object::Interface(_)) | Update::Remove(_) => {
+            return copy;
+        }
+    };
+    // The clones share their labels.
+    *labels = labels.iter().cloned().collect();
+    copy
 }

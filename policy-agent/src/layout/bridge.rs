@@ -20,7 +20,7 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const ARP_REQUEST: u16 = 1;
 
-/// Before everything else that may look at frames: before learning, and before br_netfilter.
+/// Before everything else that may look at frames: before learning, and before `br_netfilter`.
 const SOURCE_CHECK_PRIORITY: i32 = -300;
 /// `filter` of the bridge family.
 const FILTER_PRIORITY: i32 = -200;
@@ -80,6 +80,10 @@ fn prerouting() -> Vec<Rule> {
             .drop_for(DropReason::Spoofed),
         RuleBuilder::new()
             .within(Field::ArpSenderIp, SetId::BridgePodNetworks(IpVersion::V4))
+            .drop_for(DropReason::Spoofed),
+        RuleBuilder::new()
+            .is(Field::Icmpv6Type, Value::U8(NEIGHBOUR_ADVERTISEMENT))
+            .within(Field::Icmpv6Target, SetId::PodTargets)
             .drop_for(DropReason::Spoofed),
     ]
 }

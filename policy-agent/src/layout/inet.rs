@@ -142,7 +142,7 @@ fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
         RuleBuilder::new()
             .within(source(version), SetId::PodNetworks(version))
             // The host talks to itself with its bridge's address, which is in the pod network.
-            .is_not(Field::InputInterface, Value::Interface("lo".into()))
+            .differs(Field::InputInterface, Value::Interface("lo".into()))
             .drop_for(DropReason::Unknown)
     }));
     rules

@@ -21,7 +21,7 @@ impl RuleBuilder {
     }
 
     /// `FIELD != VALUE`.
-    pub(crate) fn is_not(self, field: Field, value: Value) -> Self {
+    pub(crate) fn differs(self, field: Field, value: Value) -> Self {
         self.compare(field, true, MatchOperand::Value(value))
     }
 

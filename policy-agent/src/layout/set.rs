@@ -133,6 +133,8 @@ pub enum SetId {
     NeighbourTargets,
     /// Pod networks of this node, for the bridge table.
     BridgePodNetworks(IpVersion),
+    /// The IPv6 ones again, for claims over neighbour discovery.
+    PodTargets,
 }
 
 impl SetId {
@@ -161,6 +163,7 @@ impl SetId {
             Self::PodPorts,
             Self::OpenPorts,
             Self::NeighbourTargets,
+            Self::PodTargets,
         ])
     }
 
@@ -180,7 +183,8 @@ impl SetId {
             | Self::BoundPorts(_)
             | Self::Bindings(_)
             | Self::NeighbourTargets
-            | Self::BridgePodNetworks(_) => TableId::Bridge,
+            | Self::BridgePodNetworks(_)
+            | Self::PodTargets => TableId::Bridge,
         }
     }
 
@@ -205,6 +209,7 @@ impl SetId {
             Self::BoundPorts(version) => versioned("bound_ports", version),
             Self::Bindings(version) => versioned("bindings", version),
             Self::NeighbourTargets => "neighbour_targets".to_owned(),
+            Self::PodTargets => "pod_targets".to_owned(),
         })
     }
 
@@ -223,7 +228,10 @@ impl SetId {
     pub fn is_interval(self) -> bool {
         matches!(
             self,
-            Self::CidrClass(_) | Self::PodNetworks(_) | Self::BridgePodNetworks(_)
+            Self::CidrClass(_)
+                | Self::PodNetworks(_)
+                | Self::BridgePodNetworks(_)
+                | Self::PodTargets
         )
     }
 
@@ -255,6 +263,7 @@ impl SetId {
             Self::BoundPorts(_) => vec![InterfaceName, EtherAddr],
             Self::Bindings(version) => vec![InterfaceName, EtherAddr, version.address()],
             Self::NeighbourTargets => vec![InterfaceName, Icmpv6Target],
+            Self::PodTargets => vec![Icmpv6Target],
         }
     }
 }

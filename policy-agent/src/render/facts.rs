@@ -38,10 +38,12 @@ impl FactSets {
         let networks: Vec<IpNet> = tables.pod_networks.keys().copied().collect();
         for network in IpNet::aggregate(&networks) {
             let version = IpVersion::of(network.network());
-            for set in [
+            let targets = (version == IpVersion::V6).then_some(SetId::PodTargets);
+            let sets_of = [
                 SetId::PodNetworks(version),
                 SetId::BridgePodNetworks(version),
-            ] {
+            ];
+            for set in sets_of.into_iter().chain(targets) {
                 sets.sets.entry(set).or_default().insert(range(&network));
             }
         }

@@ -110,7 +110,7 @@ impl Repair {
 pub fn all_elements(tables: &Tables, facts: &FactSets) -> BTreeMap<SetId, Vec<Element>> {
     let mut all: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
     elements::all(tables, &mut |set, element| {
-        all.entry(set).or_default().push(element)
+        all.entry(set).or_default().push(element);
     });
     for (set, keys) in facts.sets() {
         let elements = keys.iter().map(|key| Element {

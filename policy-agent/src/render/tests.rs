@@ -78,14 +78,14 @@ pub(crate) fn profile(number: u64) -> Profile {
         ports(Protocol::Tcp, &[(1, 9), (20, 20)]),
         Verdict::Deny,
     )];
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         rules.push(rule(
             Some(long),
             ports(Protocol::Udp, &[(0, 65535)]),
             Verdict::Allow,
         ));
     }
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         rules.push(rule(Some([ClassId(1)].into()), None, Verdict::Allow));
         rules.push(rule(None, ports(Protocol::Sctp, &[(7, 8)]), Verdict::Deny));
     }
@@ -421,10 +421,11 @@ proptest! {
         let read = decode(&elements);
 
         let wanted = Tables {
-            profiles: BTreeMap::new(),
-            bindings: BTreeMap::new(),
-            pod_networks: BTreeMap::new(),
-            ..tables
+            peer_class: tables.peer_class,
+            cidr_class: tables.cidr_class,
+            ingress: tables.ingress,
+            egress: tables.egress,
+            ..Tables::default()
         };
         prop_assert_eq!(read, wanted);
     }

@@ -131,7 +131,12 @@ impl FileSource {
         let received = Instant::now();
         let (mut step, vanished) = self.scan(&BTreeSet::new(), &mut |_| {});
         if !vanished.is_empty() {
-            let gone = self.take_in(vanished.into_iter().map(|name| (name, None)).collect());
+            let gone = self.take_in(
+                &vanished
+                    .into_iter()
+                    .map(|name| (name, None))
+                    .collect::<Vec<_>>(),
+            );
             step.updates.extend(gone.updates);
         }
         self.batch(step.updates, received)
@@ -217,7 +222,7 @@ impl FileSource {
         }
         let vanished = self.vanished(&listing, unfinished);
         self.look_at(&listing);
-        (self.take_in(to_read), vanished)
+        (self.take_in(&to_read), vanished)
     }
 
     /// Files that a walk did not find although it should have.
@@ -255,7 +260,7 @@ impl FileSource {
                 (name, hash)
             })
             .collect();
-        self.take_in(to_read)
+        self.take_in(&to_read)
     }
 
     /// Keeps everything and is not in sync.
@@ -286,7 +291,7 @@ impl FileSource {
     }
 
     /// Reads files and enters what they say, until nothing has to be read again.
-    fn take_in(&mut self, to_read: Vec<(Arc<str>, Option<u64>)>) -> Step {
+    fn take_in(&mut self, to_read: &[(Arc<str>, Option<u64>)]) -> Step {
         let mut step = Step {
             updates: Vec::new(),
             is_news: false,

@@ -29,11 +29,18 @@ pub(crate) struct Topology {
 impl Topology {
     /// Builds it: the router forwards between `source` and `sink`, each alone behind its own link.
     pub(crate) fn new(source: Ipv4Addr, sink: Ipv4Addr) -> Result<Self> {
-        let topology = Self { source: fresh("s")?, router: fresh("r")?, sink: fresh("d")? };
+        let topology = Self {
+            source: fresh("s")?,
+            router: fresh("r")?,
+            sink: fresh("d")?,
+        };
         let router = &topology.router;
         router.ip_batch("address add 169.254.0.1/32 dev lo\n")?;
         router.set_sysctl("net.ipv4.ip_forward", "1")?;
-        for (end, address, link) in [(&topology.source, source, "to-s"), (&topology.sink, sink, "to-d")] {
+        for (end, address, link) in [
+            (&topology.source, source, "to-s"),
+            (&topology.sink, sink, "to-d"),
+        ] {
             let peer = end.name();
             router.ip_batch(&format!(
                 "link add {link} type veth peer name eth0 netns {peer}\n\
@@ -73,16 +80,24 @@ impl Topology {
 
     /// Empties the router's connection table.
     pub(crate) fn forget_flows(&self) -> Result<()> {
-        self.router.run(Command::new("conntrack").arg("-F")).map(drop)
+        self.router
+            .run(Command::new("conntrack").arg("-F"))
+            .map(drop)
     }
 
     /// UDP packets that reached the sink.
     pub(crate) fn arrived(&self) -> Result<u64> {
-        let listing = self.sink.run(Command::new("nft").args(["-j", "list", "counter", "ip", "sink", "arrived"]))?;
+        let listing = self
+            .sink
+            .run(Command::new("nft").args(["-j", "list", "counter", "ip", "sink", "arrived"]))?;
         let listing: serde_json::Value = serde_json::from_str(&listing)?;
         listing["nftables"]
             .as_array()
-            .and_then(|objects| objects.iter().find_map(|object| object["counter"]["packets"].as_u64()))
+            .and_then(|objects| {
+                objects
+                    .iter()
+                    .find_map(|object| object["counter"]["packets"].as_u64())
+            })
             .context("the sink has no counter")
     }
 }
@@ -100,7 +115,11 @@ fn pinned<T: Send>(namespace: &Namespace, work: impl FnOnce() -> Result<T> + Sen
 pub(crate) fn load(namespace: &Namespace, text: &str) -> Result<()> {
     use std::io::Write as _;
     let mut child = namespace.spawn(Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()))?;
-    child.stdin.take().context("nft has no standard input")?.write_all(text.as_bytes())?;
+    child
+        .stdin
+        .take()
+        .context("nft has no standard input")?
+        .write_all(text.as_bytes())?;
     ensure!(child.wait()?.success(), "nft did not take the ruleset");
     Ok(())
 }

@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrIn, sendmmsg, socket,
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrIn, sendmmsg,
+    socket,
 };
-use policy_agent::layout::NodeFacts;
 
-use crate::namespace::Topology;
+use crate::events;
+use crate::namespace::{Topology, load};
 use crate::report::{Arm, Gate, Report, Section};
 use crate::worlds;
 
@@ -46,12 +47,17 @@ struct Path {
 /// Measures new and established flows with no rules, with conntrack only and with the whole layout.
 pub(crate) fn run(report: &mut Report) -> Result<()> {
     let mut paths = vec![
-        path("conntrack only", |topology| topology.load_text(CONNTRACK_ONLY))?,
-        path("no rules", |_| Ok(()))?,
-        path("towpath, 100k classes, 10k verdicts a direction", |topology| {
-            let tables = worlds::packet_tables(SOURCE, SINK, PORT);
-            topology.load_tables(&tables, &NodeFacts::default())
+        path("conntrack only", |topology| {
+            load(topology.router(), CONNTRACK_ONLY)
         })?,
+        path("no rules", |_| Ok(()))?,
+        path(
+            "towpath, 100k classes, 10k verdicts a direction",
+            |topology| {
+                let tables = worlds::packet_tables(SOURCE, SINK, PORT);
+                topology.router().enter(|| events::load(tables))?.map(drop)
+            },
+        )?,
     ];
     for round in 0..=ROUNDS {
         for path in &mut paths {
@@ -69,13 +75,27 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     for path in &paths {
         let arrived = path.topology.arrived()?;
         let sent = 2 * BURST as u64 * (ROUNDS as u64 + 1);
-        ensure!(arrived == sent, "{}: {arrived} of {sent} packets arrived", path.arm_new.name);
+        ensure!(
+            arrived == sent,
+            "{}: {arrived} of {sent} packets arrived",
+            path.arm_new.name
+        );
     }
-    let (new, established): (Vec<Arm>, Vec<Arm>) =
-        paths.into_iter().map(|path| (path.arm_new, path.arm_established)).unzip();
+    let (new, established): (Vec<Arm>, Vec<Arm>) = paths
+        .into_iter()
+        .map(|path| (path.arm_new, path.arm_established))
+        .unzip();
     gates(report, &new, &established);
-    report.sections.push(Section::new("First packet of a connection, both directions judged", "ns", new));
-    report.sections.push(Section::new("Packet of an established connection", "ns", established));
+    report.sections.push(Section::new(
+        "First packet of a connection, both directions judged",
+        "ns",
+        new,
+    ));
+    report.sections.push(Section::new(
+        "Packet of an established connection",
+        "ns",
+        established,
+    ));
     Ok(())
 }
 
@@ -111,15 +131,21 @@ const CONNTRACK_ONLY: &str = "table inet control {
 ";
 
 fn path(name: &str, load: impl FnOnce(&Topology) -> Result<()>) -> Result<Path> {
-    let topology = Topology::new(SOURCE, SINK).with_context(|| format!("topology of arm {name:?}"))?;
+    let topology =
+        Topology::new(SOURCE, SINK).with_context(|| format!("topology of arm {name:?}"))?;
     load(&topology).with_context(|| format!("ruleset of arm {name:?}"))?;
-    Ok(Path { topology, arm_new: Arm::new(name), arm_established: Arm::new(name) })
+    Ok(Path {
+        topology,
+        arm_new: Arm::new(name),
+        arm_established: Arm::new(name),
+    })
 }
 
 /// A burst in which each packet opens a flow; nanoseconds per packet. Runs in the source namespace.
 fn burst_of_new_flows() -> Result<f64> {
-    let packets: Vec<_> =
-        (0..BURST).map(|index| packet((SOURCE, FIRST_PORT + port(index)), (SINK, PORT))).collect();
+    let packets: Vec<_> = (0..BURST)
+        .map(|index| packet((SOURCE, FIRST_PORT + port(index)), (SINK, PORT)))
+        .collect();
     burst(&raw_socket()?, &packets)
 }
 
@@ -131,12 +157,22 @@ fn burst_of_one_flow() -> Result<f64> {
 
 /// The reply that makes the first flow established. Runs in the sink namespace.
 fn reply() -> Result<()> {
-    burst_to(&raw_socket()?, SOURCE, &[packet((SINK, PORT), (SOURCE, FIRST_PORT))]).map(drop)
+    burst_to(
+        &raw_socket()?,
+        SOURCE,
+        &[packet((SINK, PORT), (SOURCE, FIRST_PORT))],
+    )
+    .map(drop)
 }
 
 fn raw_socket() -> Result<OwnedFd> {
-    socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
-        .context("cannot open a raw socket")
+    socket(
+        AddressFamily::Inet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Raw,
+    )
+    .context("cannot open a raw socket")
 }
 
 fn port(index: usize) -> u16 {
@@ -148,11 +184,16 @@ fn burst(socket: &OwnedFd, packets: &[[u8; LENGTH]]) -> Result<f64> {
 }
 
 fn burst_to(socket: &OwnedFd, destination: Ipv4Addr, packets: &[[u8; LENGTH]]) -> Result<f64> {
-    let address = Some(SockaddrIn::from(std::net::SocketAddrV4::new(destination, 0)));
+    let address = Some(SockaddrIn::from(std::net::SocketAddrV4::new(
+        destination,
+        0,
+    )));
     let addresses = [address; BATCH];
     let mut headers = MultiHeaders::preallocate(BATCH, None);
-    let slices: Vec<[std::io::IoSlice<'_>; 1]> =
-        packets.iter().map(|packet| [std::io::IoSlice::new(packet)]).collect();
+    let slices: Vec<[std::io::IoSlice<'_>; 1]> = packets
+        .iter()
+        .map(|packet| [std::io::IoSlice::new(packet)])
+        .collect();
     let start = Instant::now();
     for batch in slices.chunks(BATCH) {
         let sent = sendmmsg(
@@ -165,9 +206,16 @@ fn burst_to(socket: &OwnedFd, destination: Ipv4Addr, packets: &[[u8; LENGTH]]) -
         )
         .context("cannot send a batch of packets")?
         .count();
-        ensure!(sent == batch.len(), "the kernel took {sent} of {} packets", batch.len());
+        ensure!(
+            sent == batch.len(),
+            "the kernel took {sent} of {} packets",
+            batch.len()
+        );
     }
-    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a burst fit a double")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "nanoseconds of a burst fit a double"
+    )]
     Ok(start.elapsed().as_nanos() as f64 / packets.len() as f64)
 }
 

@@ -55,7 +55,10 @@ pub(crate) struct Report {
 impl Arm {
     /// An arm without samples yet.
     pub(crate) fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), samples: Vec::new() }
+        Self {
+            name: name.into(),
+            samples: Vec::new(),
+        }
     }
 
     /// The smallest sample.
@@ -81,20 +84,34 @@ impl Arm {
 impl Gate {
     /// Whether the bound is kept. A figure that could not be taken is not.
     pub(crate) fn is_kept(&self) -> bool {
-        if self.at_least { self.measured >= self.limit } else { self.measured <= self.limit }
+        if self.at_least {
+            self.measured >= self.limit
+        } else {
+            self.measured <= self.limit
+        }
     }
 }
 
 impl Section {
     /// A section whose first arm is the control.
     pub(crate) fn new(title: impl Into<String>, unit: &'static str, arms: Vec<Arm>) -> Self {
-        Self { title: title.into(), unit, arms, notes: Vec::new() }
+        Self {
+            title: title.into(),
+            unit,
+            arms,
+            notes: Vec::new(),
+        }
     }
 
     /// The table of this section as text.
     fn text(&self) -> String {
         let mut text = format!("\n{}  [{}]\n", self.title, self.unit);
-        let width = self.arms.iter().map(|arm| arm.name.len()).max().unwrap_or(0);
+        let width = self
+            .arms
+            .iter()
+            .map(|arm| arm.name.len())
+            .max()
+            .unwrap_or(0);
         let control = self.arms.first().map_or(f64::NAN, Arm::minimum);
         let _ = writeln!(
             text,
@@ -147,6 +164,9 @@ impl Report {
 
     /// Whether every enforced gate is kept.
     pub(crate) fn is_kept(&self) -> bool {
-        self.gates.iter().filter(|gate| gate.enforced).all(Gate::is_kept)
+        self.gates
+            .iter()
+            .filter(|gate| gate.enforced)
+            .all(Gate::is_kept)
     }
 }

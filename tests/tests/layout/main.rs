@@ -272,6 +272,12 @@ fn sources_are_their_senders() {
             arp(MAC_A, 1, (MAC_A, A), OPEN),
             SPOOFED,
         ),
+        case(
+            "a claim of such a port",
+            "px",
+            claim(MAC_A, LINK_LOCAL_A, B6),
+            SPOOFED,
+        ),
     ]);
 }
 
@@ -679,9 +685,8 @@ fn a_listing_of_what_netlink_loaded_reloads() {
     let folder = tempfile::tempdir().unwrap();
     let listed = folder.path().join("listed");
     let without_flags: String = listing
-        .lines()
+        .split_inclusive('\n')
         .filter(|line| !line.trim().starts_with("flags owner"))
-        .map(|line| format!("{line}\n"))
         .collect();
     std::fs::write(&listed, without_flags).unwrap();
 

@@ -58,7 +58,7 @@ pub(crate) struct Case {
 type Drops = BTreeMap<(TableId, String), u64>;
 
 pub(crate) struct Node {
-    node: Namespace,
+    space: Namespace,
     // Anonymous namespaces live as long as somebody holds them.
     _held: [File; 2],
     wire: OwnedFd,
@@ -112,10 +112,14 @@ impl Node {
                     .args(["fdb", "replace", &mac, "dev", port, "master", "static"]),
             )?;
         }
-        let up: String = WIRES
-            .iter()
-            .map(|(far, ..)| format!("link set {far} up\n"))
-            .collect();
+        let up = WIRES
+            .map(|(far, ..)| {
+                format!(
+                    "link set {far} up
+"
+                )
+            })
+            .concat();
         world.ip_batch(&up)?;
         let wire = world.enter(packet_socket)??;
         let ports = world.enter(find_ports)??;
@@ -125,7 +129,7 @@ impl Node {
         let applier = load(&node)?;
         let held = [node_file, world_file];
         let node = Self {
-            node,
+            space: node,
             _held: held,
             wire,
             ports,
@@ -208,12 +212,12 @@ impl Node {
 
     /// Runs a program in the node.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        self.node.run(Command::new(program).args(arguments))
+        self.space.run(Command::new(program).args(arguments))
     }
 
     /// Whether the node hears itself under the bridge's address.
     pub(crate) fn hears_itself(&self) -> Result<bool> {
-        self.node.enter(|| {
+        self.space.enter(|| {
             let socket = UdpSocket::bind("10.244.1.1:0")?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.send_to(MARK, socket.local_addr()?)?;
@@ -225,7 +229,7 @@ impl Node {
 
     /// Whether what the node itself sends to B arrives, on a port that nobody may reach.
     pub(crate) fn reaches_b(&self) -> Result<bool> {
-        self.node
+        self.space
             .enter(|| UdpSocket::bind("10.244.1.1:0")?.send_to(MARK, (B, 9999)))??;
         Ok(self.send("out", &[0; 64])? == 1)
     }
@@ -335,47 +339,55 @@ fn load(node: &Namespace) -> Result<Applier> {
 }
 
 fn script(world: &Namespace) -> String {
-    let world = world.path();
-    let mut script = format!(
-        "link add cni0 address {} type bridge nf_call_iptables 1 nf_call_ip6tables 1 mcast_snooping 0\n\
-         address add 10.244.1.1/24 dev cni0\n\
-         address add fd00::1/64 dev cni0 nodad\n\
-         link set cni0 up\n",
+    let bridge = format!(
+        "link add cni0 address {} type bridge nf_call_iptables 1 nf_call_ip6tables 1 mcast_snooping 0
+         address add 10.244.1.1/24 dev cni0
+         address add fd00::1/64 dev cni0 nodad
+         link set cni0 up
+        ",
         text(BRIDGE_MAC),
     );
-    for (far, port, mac) in WIRES {
-        let address = if port == "eth0" {
-            format!("address {}", text(BRIDGE_MAC))
-        } else {
-            String::new()
-        };
-        let master = if port.starts_with('v') {
-            "master cni0"
-        } else {
-            ""
-        };
-        script += &format!(
-            "link add {port} {address} type veth peer name {far} address {} netns {}\n\
-             link set {port} {master} up\n",
-            text(mac),
-            world.display(),
-        );
-    }
-    for (address, mac, device) in [
+    let routes = "route add 192.0.2.9/32 dev eth0
+         route add 198.51.100.9/32 dev eth1
+        ";
+    [
+        bridge,
+        WIRES.map(|wire| wire_script(wire, world)).concat(),
+        routes.to_owned(),
+        neighbours(),
+    ]
+    .concat()
+}
+
+fn wire_script((far, port, mac): (&str, &str, Mac), world: &Namespace) -> String {
+    let (mac, world) = (text(mac), world.path());
+    let (address, master) = match port {
+        "eth0" => (format!("address {}", text(BRIDGE_MAC)), ""),
+        "eth1" => (String::new(), ""),
+        _ => (String::new(), "master cni0"),
+    };
+    format!(
+        "link add {port} {address} type veth peer name {far} address {mac} netns {}
+         link set {port} {master} up
+        ",
+        world.display(),
+    )
+}
+
+fn neighbours() -> String {
+    [
         ("10.244.1.3", MAC_B, "cni0"),
         ("10.244.1.77", MAC_B, "cni0"),
         ("192.0.2.9", FOREIGN_MAC, "eth0"),
         ("198.51.100.9", WIRES[7].2, "eth1"),
-    ] {
-        if device != "cni0" {
-            script += &format!("route add {address}/32 dev {device}\n");
-        }
-        script += &format!(
+    ]
+    .map(|(address, mac, device)| {
+        format!(
             "neigh replace {address} lladdr {} dev {device} nud permanent\n",
             text(mac)
-        );
-    }
-    script
+        )
+    })
+    .concat()
 }
 
 fn text(mac: Mac) -> String {

@@ -57,19 +57,19 @@ const OF_B: ClassId = ClassId(2);
 const OF_BLOCK: ClassId = ClassId(3);
 
 pub(crate) fn ip(text: &str) -> Ipv4Addr {
-    text.parse().unwrap()
+    text.parse().expect("an address")
 }
 
 fn ip6(text: &str) -> Ipv6Addr {
-    text.parse().unwrap()
+    text.parse().expect("an address")
 }
 
 pub(crate) fn facts() -> NodeFacts {
     NodeFacts {
-        pod_interfaces: ["cni0".parse().unwrap()].into(),
+        pod_interfaces: ["cni0".parse().expect("a name, a block")].into(),
         routed_interfaces: [].into(),
         pod_ports: ["va", "vb", "vr", "vo", "vu"]
-            .map(|name| name.parse().unwrap())
+            .map(|name| name.parse().expect("a name, a block"))
             .into(),
         node_addresses: [NODE.into(), ip6(NODE6).into(), OUTSIDE.into()].into(),
     }
@@ -122,7 +122,7 @@ pub(crate) fn tables() -> Tables {
         ),
     ];
     for (port, mac, address, ingress, egress) in endpoints {
-        let interface = port.parse().unwrap();
+        let interface = port.parse().expect("a name, a block");
         let binding = Binding {
             interface,
             mac: Some(MacAddress(mac)),
@@ -141,10 +141,10 @@ pub(crate) fn tables() -> Tables {
         }
     }
     tables.pod_networks = ["10.244.1.0/24", "fd00::/64"]
-        .map(|text| (text.parse().unwrap(), ()))
+        .map(|text| (text.parse().expect("a name, a block"), ()))
         .into();
     tables.peer_class = [(A.into(), OF_A), (ip6(A6).into(), OF_A), (B.into(), OF_B)].into();
-    tables.cidr_class = [("192.0.2.0/24".parse().unwrap(), OF_BLOCK)].into();
+    tables.cidr_class = [("192.0.2.0/24".parse().expect("a name, a block"), OF_BLOCK)].into();
     rules_of_b(&mut tables);
     let udp = Protocol::Udp;
     let key = ClassProtocolKey {

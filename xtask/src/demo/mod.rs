@@ -28,12 +28,13 @@ pub(crate) struct Arguments {
 
 /// `cargo xtask demo`.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    interrupt::watch()?;
     if arguments.keep {
         lab::refuse_second()?;
     }
     setup::install()?;
     build_programs()?;
+    // From here on things are made that ctrl-C must remove. Until here it just ends everything.
+    interrupt::watch()?;
     let started = Instant::now();
     let told = tell(arguments.keep);
     interrupt::yield_to_signal();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::port_space::{PortSpace, contains, points, symmetric_difference};
+use super::port_space::{PortSpace, Ranges, contains, points, symmetric_difference};
 use crate::model::{Protocol, Verdict};
 use crate::tables::{ClassId, Profile, ProfileId, ProfilePorts, ProfileRule};
 
@@ -50,6 +50,34 @@ impl ClassEntries {
     fn len(&self) -> usize {
         self.exact.len() + self.protocol.len() + usize::from(self.any.is_some())
     }
+
+    /// Adds single ports with the verdicts that `ranges` give them.
+    fn add(&mut self, protocol: Protocol, ports: Vec<u16>, ranges: &Ranges) {
+        let entry = |port| (protocol, port, verdict(contains(ranges, port)));
+        self.exact.extend(ports.into_iter().map(entry));
+    }
+}
+
+/// Classes that may use the same.
+struct Group<'a> {
+    allowed: &'a PortSpace,
+    members: Vec<ClassId>,
+    /// Entries of each member; `None` is written as rules of the profile.
+    entries: Option<ClassEntries>,
+}
+
+/// The classes that differ from the base.
+fn groups<'a>(base: &PortSpace, classes: &'a BTreeMap<ClassId, Arc<PortSpace>>) -> Vec<Group<'a>> {
+    let mut members: BTreeMap<&PortSpace, Vec<ClassId>> = BTreeMap::new();
+    for (class, allowed) in classes.iter().filter(|(_, allowed)| ***allowed != *base) {
+        members.entry(allowed).or_default().push(*class);
+    }
+    let group = |(allowed, members)| Group {
+        allowed,
+        members,
+        entries: class_entries(base, allowed),
+    };
+    members.into_iter().map(group).collect()
 }
 
 /// Encodes the base and every class that differs from it.
@@ -58,44 +86,37 @@ pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace
         default: verdict(base.other),
         ..Encoded::empty()
     };
-    let base_rules = encode_base(base, &mut encoded.any);
-    let mut groups: BTreeMap<&PortSpace, Vec<ClassId>> = BTreeMap::new();
-    for (class, allowed) in classes.iter().filter(|(_, allowed)| ***allowed != *base) {
-        groups.entry(allowed).or_default().push(*class);
-    }
-    let mut in_profile: Vec<(&PortSpace, Vec<ClassId>)> = Vec::new();
-    let mut in_hash: Vec<(&PortSpace, Vec<ClassId>, ClassEntries)> = Vec::new();
-    for (allowed, members) in groups {
-        match class_entries(base, allowed) {
-            Some(entries) => in_hash.push((allowed, members, entries)),
-            None => in_profile.push((allowed, members)),
-        }
-    }
-    in_hash.sort_by_key(|(_, members, entries)| members.len() * entries.len());
-    let mut total = 0;
-    for (allowed, members, entries) in in_hash {
-        total += members.len() * entries.len();
-        if total > MOST_ENTRIES {
-            in_profile.push((allowed, members));
-        } else {
-            for class in members {
-                encoded.add(class, &entries);
-            }
-        }
+    let mut groups = groups(base, classes);
+    let mut base_rules = encode_base(base, BASE_POINTS, &mut encoded.any);
+    let size = |group: &Group| {
+        let each = match &group.entries {
+            Some(entries) => entries.len(),
+            None => shadows(&encoded.any, group.allowed).count(),
+        };
+        group.members.len() * each
+    };
+    if encoded.any.len() + groups.iter().map(size).sum::<usize>() > MOST_ENTRIES {
+        // In a profile without single ports of the base no class needs an entry.
+        encoded.any.clear();
+        base_rules = encode_base(base, 0, &mut encoded.any);
+        move_to_profile(&mut groups);
     }
     let mut rules = Vec::new();
-    for (allowed, members) in in_profile {
-        // What the base has in a hash map would be read before the profile.
-        for ((protocol, port), base_verdict) in &encoded.any {
-            let own = verdict(contains(allowed.of(*protocol), *port));
-            if own != *base_verdict {
-                let shadows = members
-                    .iter()
-                    .map(|class| ((*class, *protocol, *port), own));
-                encoded.exact.extend(shadows);
+    for group in groups {
+        if let Some(entries) = group.entries {
+            for class in group.members {
+                encoded.add(class, &entries);
             }
+            continue;
         }
-        class_rules(allowed, &members.into(), &mut rules);
+        for (protocol, port, own) in shadows(&encoded.any, group.allowed) {
+            let entries = group
+                .members
+                .iter()
+                .map(|class| ((*class, protocol, port), own));
+            encoded.exact.extend(entries);
+        }
+        class_rules(group.allowed, &group.members.into(), &mut rules);
     }
     rules.extend(base_rules);
     if !rules.is_empty() {
@@ -103,6 +124,33 @@ pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace
         encoded.profile = Some((profile_id(&profile), profile));
     }
     encoded
+}
+
+/// The largest groups that pass the limit together give up their entries (edge case 6).
+fn move_to_profile(groups: &mut [Group<'_>]) {
+    let size = |group: &Group| {
+        let each = group.entries.as_ref().map_or(0, ClassEntries::len);
+        group.members.len() * each
+    };
+    groups.sort_by_key(size);
+    let mut total = 0;
+    for group in groups {
+        total += size(group);
+        if total > MOST_ENTRIES {
+            group.entries = None;
+        }
+    }
+}
+
+/// Single ports of the base that a class in the profile must not see: they are read before it.
+fn shadows<'a>(
+    any: &'a BTreeMap<(Protocol, u16), Verdict>,
+    allowed: &'a PortSpace,
+) -> impl Iterator<Item = (Protocol, u16, Verdict)> + use<'a> {
+    any.iter().filter_map(|((protocol, port), base_verdict)| {
+        let own = verdict(contains(allowed.of(*protocol), *port));
+        (own != *base_verdict).then_some((*protocol, *port, own))
+    })
 }
 
 impl Encoded {
@@ -133,8 +181,13 @@ impl Encoded {
     }
 }
 
-/// Writes the base as single ports where they are few; returns the profile rules for the rest.
-fn encode_base(base: &PortSpace, any: &mut BTreeMap<(Protocol, u16), Verdict>) -> Vec<ProfileRule> {
+/// Writes the base as single ports where they are at most `most` of a protocol; returns the profile rules for the
+/// rest.
+fn encode_base(
+    base: &PortSpace,
+    most: usize,
+    any: &mut BTreeMap<(Protocol, u16), Verdict>,
+) -> Vec<ProfileRule> {
     let mut rules = Vec::new();
     let constant = if base.other {
         PortSpace::full()
@@ -144,7 +197,7 @@ fn encode_base(base: &PortSpace, any: &mut BTreeMap<(Protocol, u16), Verdict>) -
     for protocol in Protocol::ALL {
         let ranges = base.of(protocol);
         let deviation = symmetric_difference(ranges, constant.of(protocol));
-        if let Some(points) = points(&deviation, BASE_POINTS) {
+        if let Some(points) = points(&deviation, most) {
             any.extend(
                 points
                     .into_iter()
@@ -200,48 +253,58 @@ fn class_entries(base: &PortSpace, allowed: &PortSpace) -> Option<ClassEntries> 
     ways.into_iter().flatten().min_by_key(ClassEntries::len)
 }
 
+/// As the difference from the base, protocol by protocol.
 fn open_entries(base: &PortSpace, allowed: &PortSpace) -> Option<ClassEntries> {
     if base.other != allowed.other {
         return None;
     }
     let mut entries = ClassEntries::default();
     for protocol in Protocol::ALL {
-        let difference = symmetric_difference(base.of(protocol), allowed.of(protocol));
-        for port in points(&difference, CLASS_POINTS)? {
-            entries.exact.push((
-                protocol,
-                port,
-                verdict(contains(allowed.of(protocol), port)),
-            ));
-        }
+        let ranges = allowed.of(protocol);
+        let difference = points(
+            &symmetric_difference(base.of(protocol), ranges),
+            CLASS_POINTS,
+        );
+        let whole = constant(ranges);
+        let shortest = match (difference, whole) {
+            (Some(ports), Some((_, exceptions))) if ports.len() <= exceptions.len() + 1 => ports,
+            (Some(ports), None) => ports,
+            (_, Some((wide, exceptions))) => {
+                entries.protocol.push((protocol, verdict(wide)));
+                exceptions
+            }
+            (None, None) => return None,
+        };
+        entries.add(protocol, shortest, ranges);
     }
     Some(entries)
 }
 
+/// As a whole: nothing is left to the base.
 fn closed_entries(allowed: &PortSpace) -> Option<ClassEntries> {
     let mut entries = ClassEntries {
         any: Some(verdict(allowed.other)),
         ..ClassEntries::default()
     };
-    let (full, empty) = (vec![(0, u16::MAX)], Vec::new());
     for protocol in Protocol::ALL {
         let ranges = allowed.of(protocol);
-        let holes = points(&symmetric_difference(ranges, &full), CLASS_POINTS);
-        let wide = holes.is_some();
-        let deviation = match holes {
-            Some(holes) => holes,
-            None => points(&symmetric_difference(ranges, &empty), CLASS_POINTS)?,
-        };
+        let (wide, exceptions) = constant(ranges)?;
         if wide != allowed.other {
             entries.protocol.push((protocol, verdict(wide)));
         }
-        entries.exact.extend(
-            deviation
-                .into_iter()
-                .map(|port| (protocol, port, verdict(!wide))),
-        );
+        entries.add(protocol, exceptions, ranges);
     }
     Some(entries)
+}
+
+/// All ports or none, and the few that differ from that.
+fn constant(ranges: &Ranges) -> Option<(bool, Vec<u16>)> {
+    let full = vec![(0, u16::MAX)];
+    let holes = points(&symmetric_difference(ranges, &full), CLASS_POINTS);
+    match holes {
+        Some(holes) => Some((true, holes)),
+        None => points(ranges, CLASS_POINTS).map(|ports| (false, ports)),
+    }
 }
 
 /// FNV-1a, 64 bits: the same content has the same id in every run.

@@ -17,7 +17,7 @@ use crate::model::Action;
 
 pub use build::{LOCAL_NODE, difference};
 pub use coverage::Coverage;
-pub use probe::Probe;
+pub use probe::{Probe, flows};
 pub use row::Row;
 pub use strategy::{sample, world};
 

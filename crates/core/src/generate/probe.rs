@@ -46,15 +46,20 @@ impl Probe {
 }
 
 impl World {
-    /// `count` probes at endpoints of [`LOCAL_NODE`], and now and then at an address of its pod CIDRs that nobody
-    /// owns. Both sides are of one family. No probe without an endpoint.
+    /// As [`flows`], of the whole world.
     pub fn flows(&self, seed: u64, count: usize) -> Vec<Probe> {
-        let points = Points::of(&self.cluster());
-        let mut random = Random::new(seed);
-        (0..count)
-            .filter_map(|_| points.probe(&mut random))
-            .collect()
+        flows(&self.cluster(), seed, count)
     }
+}
+
+/// `count` probes at endpoints of [`LOCAL_NODE`], and now and then at an address of its pod CIDRs that nobody owns.
+/// Both sides are of one family. No probe without an endpoint.
+pub fn flows(cluster: &Cluster, seed: u64, count: usize) -> Vec<Probe> {
+    let points = Points::of(cluster);
+    let mut random = Random::new(seed);
+    (0..count)
+        .filter_map(|_| points.probe(&mut random))
+        .collect()
 }
 
 /// A port of a protocol, by IANA number.

@@ -82,6 +82,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// Port of the socket that asked, or that an event is due to.
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -98,6 +100,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16_at(self.0, 4)?,
             flags: u16_at(self.0, 6)?,
             sequence: u32_at(self.0, 8)?,
+            port: u32_at(self.0, 12)?,
             payload: self.0.get(HEADER..length)?,
         };
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();

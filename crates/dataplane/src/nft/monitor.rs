@@ -1,7 +1,7 @@
 //! Hears who changes the ruleset, so that tampering can be healed where tables cannot be owned.
 //!
 //! An event says that a commit happened, whose it was and which of our families' tables it touched, not what it did:
-//! whoever heals reads back and compares. Our own commits are heard too; [`Commit::thread`] tells them apart.
+//! whoever heals reads back and compares. Our own commits are heard too; [`Commit::port`] tells them apart.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,7 +39,9 @@ pub enum RulesetEvent {
 pub struct Commit {
     /// Generation of the ruleset since then.
     pub generation: u32,
-    /// Id of the thread that committed.
+    /// Port of the socket that committed; ours is [`super::NetlinkBackend::port`].
+    pub port: u32,
+    /// Id of the thread that committed, as the kernel counts: in a PID namespace it is not ours.
     pub thread: u32,
     /// The inet and bridge tables in which something was added, changed or removed.
     pub tables: BTreeSet<Table>,
@@ -138,6 +140,7 @@ fn hear(tables: &mut BTreeSet<Table>, received: &Message<'_>) -> Option<RulesetE
     let tables = std::mem::take(tables);
     Some(RulesetEvent::Commit(Commit {
         generation,
+        port: received.port,
         thread,
         tables,
     }))

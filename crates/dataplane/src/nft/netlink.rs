@@ -54,6 +54,7 @@ impl Features {
 /// A netlink socket for nftables, of the network namespace of the thread that opened it.
 pub struct NetlinkBackend {
     socket: Socket,
+    port: u32,
     pub(super) batch: Batch,
     /// First sequence number of each operation of the batch.
     starts: Vec<u32>,
@@ -80,7 +81,7 @@ impl NetlinkBackend {
     pub fn open() -> Result<Self, CommitError> {
         let mut socket =
             Socket::new(NETLINK_NETFILTER).map_err(transport("open a netlink socket"))?;
-        socket
+        let address = socket
             .bind_auto()
             .map_err(transport("bind a netlink socket"))?;
         socket
@@ -98,10 +99,16 @@ impl NetlinkBackend {
         })?;
         Ok(Self {
             socket,
+            port: address.port_number(),
             batch: Batch::default(),
             starts: Vec::new(),
             receive: vec![0; DATAGRAM],
         })
+    }
+
+    /// Number of the socket: what owns our tables, and what [`super::Commit::port`] says of our own commits.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Tries which table flags the kernel knows, with a table that the same batch deletes.
@@ -245,7 +252,7 @@ impl NetlinkBackend {
             .starts
             .partition_point(|start| *start <= answer.sequence);
         let Some(index) = following.checked_sub(1) else {
-            return CommitError::Again(io::Error::from_raw_os_error(answer.errno));
+            return whole_batch_error(answer.errno);
         };
         CommitError::from_errno(answer.errno, index, || {
             transaction
@@ -340,6 +347,18 @@ fn error_answer(message: &Message<'_>) -> Option<Answer> {
         sequence: u32_at(about, 8)?,
         errno,
     })
+}
+
+/// An error that is about no single operation.
+fn whole_batch_error(errno: i32) -> CommitError {
+    let source = io::Error::from_raw_os_error(errno);
+    match errno {
+        libc::EPERM => transport("commit a batch without CAP_NET_ADMIN")(source),
+        libc::EOPNOTSUPP | libc::EINVAL => CommitError::Unsupported {
+            feature: "nf_tables",
+        },
+        _ => CommitError::Again(source),
+    }
 }
 
 fn answer_error(action: &'static str, errno: i32) -> CommitError {

@@ -176,7 +176,7 @@ pub enum Value {
 pub enum SetKey {
     /// A plain (perhaps concatenated) key.
     Exact(Vec<Value>),
-    /// An inclusive range of a one-field interval set.
+    /// An inclusive range of a one-field interval set. Its single values are ranges too.
     Range(Value, Value),
 }
 

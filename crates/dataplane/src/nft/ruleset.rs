@@ -51,6 +51,8 @@ pub(super) struct ChainContent {
 pub(super) struct SetContent {
     pub(super) spec: SetSpec,
     elements: BTreeMap<SetKey, Option<ElementValue>>,
+    /// Chains that elements jump to, with how many do.
+    targets: BTreeMap<Name, usize>,
     /// A set that is made again takes the new size with the commit (kernel 6.5 and later).
     next_size: Option<u32>,
     /// How many rules look it up.
@@ -312,22 +314,18 @@ impl TableContent {
                     let users = &mut self.set(set)?.users;
                     *users = count(*users, 1);
                 }
-                Statement::Verdict(verdict) => self.count_verdict(verdict, count)?,
+                Statement::Verdict(verdict) => {
+                    target(verdict).map_or(Ok(()), |chain| self.count_chain(chain, count))?;
+                }
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn count_verdict(
-        &mut self,
-        verdict: &RuleVerdict,
-        count: fn(usize, usize) -> usize,
-    ) -> Result<(), Errno> {
-        if let Some(chain) = target(verdict) {
-            let users = &mut self.chain(chain)?.users;
-            *users = count(*users, 1);
-        }
+    fn count_chain(&mut self, chain: &Name, count: fn(usize, usize) -> usize) -> Result<(), Errno> {
+        let users = &mut self.chain(chain)?.users;
+        *users = count(*users, 1);
         Ok(())
     }
 
@@ -347,6 +345,7 @@ impl TableContent {
         self.sets.push(Arc::new(SetContent {
             spec: spec.clone(),
             elements: BTreeMap::new(),
+            targets: BTreeMap::new(),
             next_size: None,
             users: 0,
         }));
@@ -363,7 +362,9 @@ impl TableContent {
     }
 
     fn flush_set(&mut self, name: &Name) -> Result<(), Errno> {
-        let elements = std::mem::take(&mut self.set(name)?.elements);
+        let set = self.set(name)?;
+        set.targets.clear();
+        let elements = std::mem::take(&mut set.elements);
         for value in elements.into_values() {
             self.count_value(value.as_ref(), usize::wrapping_sub)?;
         }
@@ -375,10 +376,7 @@ impl TableContent {
         value: Option<&ElementValue>,
         count: fn(usize, usize) -> usize,
     ) -> Result<(), Errno> {
-        match value {
-            Some(ElementValue::Verdict(verdict)) => self.count_verdict(verdict, count),
-            _ => Ok(()),
-        }
+        value_target(value).map_or(Ok(()), |chain| self.count_chain(chain, count))
     }
 
     fn add_element(&mut self, name: &Name, element: &Element) -> Result<(), Errno> {
@@ -398,6 +396,9 @@ impl TableContent {
         set.check_room(&element.key)?;
         set.elements
             .insert(element.key.clone(), element.value.clone());
+        if let Some(chain) = value_target(element.value.as_ref()) {
+            *set.targets.entry(chain.clone()).or_default() += 1;
+        }
         self.count_value(element.value.as_ref(), usize::wrapping_add)
     }
 
@@ -407,6 +408,12 @@ impl TableContent {
             return Err(libc::EINVAL);
         }
         let value = set.elements.remove(key).ok_or(libc::ENOENT)?;
+        if let Some(chain) = value_target(value.as_ref())
+            && let Some(count) = set.targets.get_mut(chain)
+        {
+            *count -= 1;
+            set.targets.retain(|_, count| *count > 0);
+        }
         self.count_value(value.as_ref(), usize::wrapping_sub)
     }
 
@@ -428,13 +435,13 @@ impl TableContent {
         }
         for statement in chain.rules.iter().flat_map(|rule| &rule.statements) {
             match statement {
-                Statement::Verdict(verdict) => self.check_target(verdict, depth)?,
+                Statement::Verdict(verdict) => {
+                    target(verdict).map_or(Ok(()), |name| self.check_target(name, depth))?;
+                }
                 Statement::VerdictMap { map, .. } => {
                     let set = self.sets.iter().find(|set| set.spec.name == *map);
-                    for value in set.iter().flat_map(|set| set.elements.values()).flatten() {
-                        if let ElementValue::Verdict(verdict) = value {
-                            self.check_target(verdict, depth)?;
-                        }
+                    for name in set.iter().flat_map(|set| set.targets.keys()) {
+                        self.check_target(name, depth)?;
                     }
                 }
                 _ => {}
@@ -443,10 +450,7 @@ impl TableContent {
         Ok(())
     }
 
-    fn check_target(&self, verdict: &RuleVerdict, depth: usize) -> Result<(), Errno> {
-        let Some(name) = target(verdict) else {
-            return Ok(());
-        };
+    fn check_target(&self, name: &Name, depth: usize) -> Result<(), Errno> {
         let chain = self
             .chains
             .iter()
@@ -531,6 +535,13 @@ fn target(verdict: &RuleVerdict) -> Option<&Name> {
         RuleVerdict::Accept | RuleVerdict::Drop | RuleVerdict::Return | RuleVerdict::Continue => {
             None
         }
+    }
+}
+
+fn value_target(value: Option<&ElementValue>) -> Option<&Name> {
+    match value {
+        Some(ElementValue::Verdict(verdict)) => target(verdict),
+        Some(ElementValue::ClassId(_)) | None => None,
     }
 }
 

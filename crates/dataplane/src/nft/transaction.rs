@@ -17,13 +17,15 @@ pub enum Operation {
     DeleteChain(Table, Name),
     /// Appends a rule.
     AddRule(Table, Name, Rule),
-    /// Makes a set, or does nothing when an equal one is there.
+    /// Makes a set, or does nothing when an equal one is there; but its size becomes this one (kernel 6.5 and later;
+    /// earlier ones keep the old size).
     AddSet(Table, SetSpec),
     /// Removes an unreferenced set with its elements.
     DeleteSet(Table, Name),
     /// Removes all elements of a set.
     FlushSet(Table, Name),
-    /// Adds elements; an equal one that is there is fine, one with another value is an error.
+    /// Adds elements; an equal one that is there is fine, one with another value is an error (`EEXIST`). To change a
+    /// value, delete the element earlier in the same transaction.
     AddElements(Table, Name, Vec<Element>),
     /// Removes elements by key; an error when one is not there.
     DeleteElements(Table, Name, Vec<Element>),

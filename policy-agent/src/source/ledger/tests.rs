@@ -1,6 +1,7 @@
 //! Texts of files in, updates out. A directory is a map of texts; what a ledger wants to read again is read from it.
 
 use proptest::prelude::*;
+use towpath_api::Outcome;
 use towpath_core::model::{Cluster, EndpointId, EndpointKind, PolicyId, PolicyKind};
 
 use super::*;
@@ -355,7 +356,7 @@ fn findings_are_bounded_and_counted() {
     for number in 0..20 {
         ledger.apply(vec![(format!("{number:02}").into(), FileChange::Gone)]);
     }
-    assert_eq!((ledger.told, ledger.untold, ledger.files.len()), (0, 0, 0));
+    assert_eq!((ledger.told, ledger.untold, ledger.names.len()), (0, 0, 0));
 }
 
 /// One document of a random file.

@@ -1,0 +1,258 @@
+//! What could make millions of elements, and must not (edge case 6): sizes, never times.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use smol_str::{SmolStr, format_smolstr};
+use towpath_core::calc::CalcGraph;
+use towpath_core::evaluate::{Evaluator, Flow};
+use towpath_core::model::{
+    Action, Direction, Endpoint, EndpointId, EndpointKind, Lifecycle, MacAddress, Namespace,
+    NamespaceMatch, Object, ObservedInterface, Peer, Peers, Policy, PolicyId, PolicyKind,
+    PortMatch, Ports, Protocol, Requirement, Rule, Selector, Subject, Tier, Update, Verdict,
+};
+use towpath_core::tables::{Judgement, Tables};
+
+const LOCAL: u32 = 20;
+/// Hash entries of one endpoint and direction.
+const LIMIT: usize = 2_000;
+
+fn address(index: u32) -> IpAddr {
+    Ipv4Addr::from_bits(0x0af4_0000 + index).into()
+}
+
+fn pod(index: u32, node: &str, label: (&str, SmolStr)) -> Update {
+    Update::Upsert(Object::Endpoint(Endpoint {
+        id: EndpointId {
+            kind: EndpointKind::Pod,
+            namespace: "team".into(),
+            name: format_smolstr!("pod-{index}"),
+        },
+        labels: [label].into_iter().collect(),
+        node: Some(node.into()),
+        addresses: vec![address(index)],
+        ports: Vec::new(),
+        host_network: false,
+        lifecycle: Lifecycle::Live,
+        interface: None,
+        mac: None,
+    }))
+}
+
+fn interface(index: u32) -> Update {
+    let [.., c, d] = index.to_be_bytes();
+    Update::Upsert(Object::Interface(ObservedInterface {
+        index: 10 + index,
+        name: format!("veth{index}").parse().expect("a valid name"),
+        bridge: Some("cni0".parse().expect("a valid name")),
+        mac: Some(MacAddress([2, 0, 0, 0, c, d])),
+        addresses: vec![address(index)],
+    }))
+}
+
+fn is(key: &str, value: &str) -> Selector {
+    Selector::new(vec![Requirement::In(key.into(), vec![value.into()])])
+}
+
+fn workloads(pods: Selector) -> Peers {
+    Peers::Of(vec![Peer::Workloads {
+        namespaces: NamespaceMatch::Matching(Selector::everything()),
+        pods,
+    }])
+}
+
+fn ports(protocol: Protocol, ranges: impl IntoIterator<Item = (u16, u16)>) -> Ports {
+    let range = |(first, last)| PortMatch::Range {
+        protocol,
+        first,
+        last,
+    };
+    Ports::Of(ranges.into_iter().map(range).collect())
+}
+
+fn policy(name: &str, tier: Tier, action: Action, peers: Peers, ports: Ports) -> Update {
+    let is_cluster_wide = tier != Tier::NETWORK_POLICY;
+    let (kind, namespace) = if is_cluster_wide {
+        (PolicyKind::ClusterNetworkPolicy, "")
+    } else {
+        (PolicyKind::NetworkPolicy, "team")
+    };
+    Update::Upsert(Object::Policy(Policy {
+        id: PolicyId {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+        tier,
+        order: 0,
+        subject: Subject {
+            namespaces: NamespaceMatch::Is("team".into()),
+            pods: is("on", "here"),
+        },
+        ingress: Some(vec![Rule {
+            name: None,
+            action,
+            peers,
+            ports,
+        }]),
+        egress: None,
+        invalid: None,
+    }))
+}
+
+/// Local pods, and `classes` remote ones each of which a rule of its own lets in on one of seven ports.
+fn world(classes: u32) -> CalcGraph {
+    let mut graph = CalcGraph::new("here");
+    graph.apply(Update::Upsert(Object::Namespace(Namespace {
+        name: "team".into(),
+        labels: [("kubernetes.io/metadata.name", "team")]
+            .into_iter()
+            .collect(),
+    })));
+    for index in 0..LOCAL {
+        graph.apply(pod(index, "here", ("on", "here".into())));
+        graph.apply(interface(index));
+    }
+    for index in 0..classes {
+        let app = format_smolstr!("app-{index}");
+        let port = 5_000 + u16::try_from(index % 7).expect("below 7");
+        graph.apply(pod(1_000 + index, "there", ("app", app.clone())));
+        graph.apply(policy(
+            &app,
+            Tier::NETWORK_POLICY,
+            Action::Accept,
+            workloads(is("app", &app)),
+            ports(Protocol::Tcp, [(port, port)]),
+        ));
+    }
+    graph
+}
+
+/// The most hash entries that one endpoint has on ingress.
+fn most_entries(tables: &Tables) -> usize {
+    let ingress = &tables.ingress;
+    let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    let endpoints = (ingress.exact.keys().map(|key| key.endpoint))
+        .chain(ingress.class_protocol.keys().map(|key| key.endpoint))
+        .chain(ingress.class_any.keys().map(|key| key.endpoint))
+        .chain(ingress.any.keys().map(|key| key.endpoint));
+    for endpoint in endpoints {
+        *counts.entry(endpoint).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
+fn assert_small_and_right(graph: &mut CalcGraph, what: &str) {
+    graph.flush();
+    graph.collect();
+    let tables = graph.tables();
+    assert!(
+        most_entries(&tables) <= LIMIT,
+        "{what}: {} entries of one endpoint",
+        most_entries(&tables)
+    );
+    assert!(tables.profiles.len() <= 1, "{what}: equal profiles are one");
+    let evaluator = Evaluator::new(graph.cluster());
+    for peer in (1_000..4_000).step_by(37).chain([9_999]) {
+        for (protocol, port) in [(6, 80), (6, 5_003), (6, 6_500), (17, 53), (17, 99), (1, 0)] {
+            let flow = Flow {
+                source: address(peer),
+                destination: address(1),
+                protocol,
+                port: (protocol != 1).then_some(port),
+            };
+            let wanted = evaluator.judge(Direction::Ingress, &flow).verdict;
+            let found = tables.judge(
+                Direction::Ingress,
+                address(1),
+                address(peer),
+                protocol,
+                port,
+            );
+            assert_eq!(found, Judgement::Decided(wanted), "{what}: {flow:?}");
+        }
+    }
+}
+
+#[test]
+fn wide_rules_over_many_classes_go_to_one_shared_profile() {
+    let mut graph = world(3_000);
+    assert_small_and_right(&mut graph, "a rule for each of 3,000 classes");
+
+    let everybody = || workloads(Selector::everything());
+    let np = Tier::NETWORK_POLICY;
+    let many = (0..16).map(|index| (80 + index * 10, 80 + index * 10));
+    graph.apply(policy(
+        "wide",
+        np.clone(),
+        Action::Accept,
+        everybody(),
+        ports(Protocol::Tcp, many),
+    ));
+    assert_small_and_right(&mut graph, "16 ports for every workload");
+
+    let few = (0..10).map(|index| (53 + index * 10, 53 + index * 10));
+    graph.apply(policy(
+        "anybody",
+        np,
+        Action::Accept,
+        Peers::Any,
+        ports(Protocol::Udp, few),
+    ));
+    assert_small_and_right(&mut graph, "10 ports for anybody");
+
+    graph.apply(policy(
+        "deny",
+        Tier::ADMIN,
+        Action::Deny,
+        everybody(),
+        ports(Protocol::Udp, [(0, 65_535)]),
+    ));
+    assert_small_and_right(
+        &mut graph,
+        "no UDP from workloads, which anybody else may use",
+    );
+}
+
+#[test]
+fn overlapping_ranges_stay_ranges() {
+    let mut graph = world(100);
+    for index in 0..200u16 {
+        graph.apply(policy(
+            &format!("range-{index}"),
+            Tier::NETWORK_POLICY,
+            Action::Accept,
+            workloads(is("app", &format!("app-{}", index % 20))),
+            ports(Protocol::Tcp, [(10_000 + index * 20, 11_000 + index * 20)]),
+        ));
+    }
+
+    assert_small_and_right(&mut graph, "200 overlapping ranges");
+}
+
+#[test]
+fn ten_thousand_rules_on_one_port_are_one_entry() {
+    let mut graph = world(0);
+    for index in 0..10_000 {
+        graph.apply(policy(
+            &format!("rule-{index}"),
+            Tier::NETWORK_POLICY,
+            Action::Accept,
+            Peers::Any,
+            ports(Protocol::Tcp, [(443, 443)]),
+        ));
+    }
+
+    graph.flush();
+
+    let tables = graph.tables();
+    assert_eq!(tables.ingress.any.len(), LOCAL as usize);
+    assert!(
+        tables
+            .ingress
+            .any
+            .values()
+            .all(|verdict| *verdict == Verdict::Allow)
+    );
+    assert!(tables.ingress.exact.is_empty() && tables.profiles.is_empty());
+}

@@ -1,0 +1,129 @@
+//! What one document says about one object, and how claims about one object are held together.
+//!
+//! There is a claim per object of a source, so they are small: files are numbers, and a claim knows its place in
+//! its file by where it stands in the file's list.
+
+use towpath_core::model::ObjectKey;
+
+/// What a document says about an object.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) key: ObjectKey,
+    pub(super) state: State,
+    pub(super) line: u32,
+}
+
+/// How good a claim is. The numbers are the meaning of the version in question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Valid, and its text can be read again.
+    Good(u64),
+    /// Now bad; this was the last good version.
+    Kept(u64),
+    /// Not in the file any more, but a part of the file is bad, so it may be in there.
+    Missing(u64),
+    /// Bad from the beginning, with the meaning of its stand-in, if it has one.
+    Bad(Option<u64>),
+}
+
+/// What consumers hold of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InForce {
+    pub(super) meaning: u64,
+    pub(super) is_stand_in: bool,
+}
+
+impl State {
+    /// Less is stronger: a good version, then one that may be hidden in a broken file, then a stand-in.
+    pub(super) fn rank(self) -> u8 {
+        match self {
+            Self::Good(_) | Self::Kept(_) => 0,
+            Self::Missing(_) => 1,
+            Self::Bad(Some(_)) => 2,
+            Self::Bad(None) => 3,
+        }
+    }
+
+    pub(super) fn good_meaning(self) -> Option<u64> {
+        match self {
+            Self::Good(meaning) | Self::Kept(meaning) | Self::Missing(meaning) => Some(meaning),
+            Self::Bad(_) => None,
+        }
+    }
+
+    /// What would be in force if a claim of this state were.
+    pub(super) fn wanted(self) -> Option<InForce> {
+        match self {
+            Self::Bad(meaning) => Some(InForce {
+                meaning: meaning?,
+                is_stand_in: true,
+            }),
+            Self::Good(meaning) | Self::Kept(meaning) | Self::Missing(meaning) => Some(InForce {
+                meaning,
+                is_stand_in: false,
+            }),
+        }
+    }
+
+    /// Whether the text behind the claim can be read again.
+    pub(super) fn is_readable(self) -> bool {
+        matches!(self, Self::Good(_) | Self::Bad(_))
+    }
+}
+
+/// Where a claim stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ClaimId {
+    pub(super) file: u32,
+    pub(super) index: u32,
+}
+
+/// The claims about one object, and what consumers hold of it. Nearly every object has one claim.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    first: Option<ClaimId>,
+    #[expect(
+        clippy::box_collection,
+        reason = "a word instead of three, in each of a million objects"
+    )]
+    others: Option<Box<Vec<ClaimId>>>,
+    pub(super) in_force: Option<InForce>,
+}
+
+impl Standing {
+    pub(super) fn add(&mut self, id: ClaimId) {
+        match self.first {
+            None => self.first = Some(id),
+            Some(_) => self.others.get_or_insert_default().push(id),
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: ClaimId) {
+        if let Some(others) = &mut self.others {
+            others.retain(|other| *other != id);
+            if self.first == Some(id) {
+                self.first = others.pop();
+            }
+            if others.is_empty() {
+                self.others = None;
+            }
+        } else if self.first == Some(id) {
+            self.first = None;
+        }
+    }
+
+    pub(super) fn claims(&self) -> impl Iterator<Item = ClaimId> {
+        self.first
+            .into_iter()
+            .chain(self.others.iter().flat_map(|others| others.iter().copied()))
+    }
+
+    pub(super) fn has_many(&self) -> bool {
+        self.others.is_some()
+    }
+
+    /// Whether nothing is said about the object and nobody holds it.
+    pub(super) fn is_over(&self) -> bool {
+        self.first.is_none() && self.in_force.is_none()
+    }
+}

@@ -1,0 +1,209 @@
+//! Cost of an event: an object changes in memory, the kernel has committed it.
+//!
+//! Control arm: what others do for the same change, one `nft` process. All arms change the same loaded tables in
+//! one namespace, rounds interleaved.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use policy_agent::applier::{Applier, Pending, Step, whole};
+use policy_agent::layout::LayoutOptions;
+use towpath_core::calc::CalcGraph;
+use towpath_core::model::{Object, ObjectKey, Update};
+use towpath_core::tables::{Delta, Tables};
+use towpath_dataplane::nft::netlink::NetlinkBackend;
+
+use crate::namespace::fresh;
+use crate::report::{Arm, Gate, Report, Section};
+use crate::worlds::{self, Size};
+
+/// Rounds of each arm.
+const ROUNDS: u32 = 200;
+
+/// An applier in the namespace of this thread that holds these tables.
+pub(crate) fn load(tables: Tables) -> Result<Applier> {
+    let mut backend = NetlinkBackend::open().context("cannot open netlink")?;
+    let table_flags = backend.probe_features()?.table_flags();
+    let options = LayoutOptions {
+        table_flags,
+        ..LayoutOptions::default()
+    };
+    let mut applier = Applier::new(Box::new(backend), options);
+    commit(&mut applier, whole(tables))?;
+    Ok(applier)
+}
+
+fn commit(applier: &mut Applier, delta: Delta) -> Result<()> {
+    let mut pending = Pending::default();
+    pending.push(1, delta);
+    applier.enqueue(pending);
+    loop {
+        match applier.step()? {
+            Step::Idle | Step::Applied(_) => return Ok(()),
+            Step::Retry(delay) if delay.as_secs() > 1 => {
+                bail!("the kernel does not take the batch")
+            }
+            Step::Retry(delay) => std::thread::sleep(delay),
+        }
+    }
+}
+
+/// A graph with its applier.
+struct Node {
+    graph: CalcGraph,
+    applier: Applier,
+}
+
+impl Node {
+    /// Applies updates, commits what follows, and returns microseconds.
+    fn change(&mut self, updates: impl IntoIterator<Item = Update>) -> Result<f64> {
+        let began = Instant::now();
+        for update in updates {
+            self.graph.apply(update);
+        }
+        let delta = self.graph.flush();
+        ensure!(!delta.phases.is_empty(), "the event changes nothing");
+        commit(&mut self.applier, delta)?;
+        Ok(began.elapsed().as_secs_f64() * 1e6)
+    }
+
+    fn collect(&mut self) -> Result<()> {
+        let delta = self.graph.collect();
+        if !delta.phases.is_empty() {
+            commit(&mut self.applier, delta)?;
+        }
+        Ok(())
+    }
+}
+
+/// Measures cold load and single events at 100,000 peers.
+pub(crate) fn run(report: &mut Report) -> Result<()> {
+    let namespace = fresh("e")?;
+    namespace.enter(|| measure(report))?
+}
+
+fn measure(report: &mut Report) -> Result<()> {
+    let size = Size::LARGE;
+    let mut graph = CalcGraph::new(worlds::NODE);
+    let began = Instant::now();
+    worlds::updates(size).for_each(|update| graph.apply(update));
+    graph.apply(Update::Upsert(Object::Policy(worlds::wide_policy())));
+    let delta = graph.flush();
+    let computed = began.elapsed();
+    let tables = graph.tables();
+    let began = Instant::now();
+    let mut node = Node {
+        graph,
+        applier: load(tables.clone())?,
+    };
+    let loaded = began.elapsed();
+    let mut cold = Section::new(
+        "Cold load, 100k peers, 10k policies, 110 local",
+        "s",
+        vec![
+            sample("tables to the kernel, one batch", loaded.as_secs_f64()),
+            sample("objects to tables", computed.as_secs_f64()),
+        ],
+    );
+    cold.notes.push(format!(
+        "{} peer entries, {} blocks, {} exact entries, {} batches",
+        tables.peer_class.len(),
+        tables.cidr_class.len(),
+        tables.ingress.exact.len() + tables.egress.exact.len(),
+        delta.phases.len()
+    ));
+    report.gates.push(Gate {
+        name: "cold load of 100k peers, s".into(),
+        measured: loaded.as_secs_f64(),
+        limit: 0.3,
+        at_least: false,
+        enforced: false,
+    });
+    report.sections.push(cold);
+    events(report, &mut node, size)
+}
+
+fn sample(name: &str, seconds: f64) -> Arm {
+    let mut arm = Arm::new(name);
+    arm.samples.push(seconds);
+    arm
+}
+
+fn events(report: &mut Report, node: &mut Node, size: Size) -> Result<()> {
+    let mut arms = vec![
+        Arm::new("control: one nft process per change"),
+        Arm::new("remote pod removed"),
+        Arm::new("remote pod added"),
+        Arm::new("local pod removed"),
+        Arm::new("local pod added"),
+        Arm::new("policy removed"),
+        Arm::new("policy added"),
+    ];
+    for round in 0..ROUNDS {
+        arms[0].samples.push(nft_process()?);
+        let remote = worlds::pod(size, size.pods - 1 - round);
+        arms[1]
+            .samples
+            .push(node.change([Update::Remove(ObjectKey::Endpoint(remote.id.clone()))])?);
+        arms[2]
+            .samples
+            .push(node.change([Update::Upsert(Object::Endpoint(remote))])?);
+        let local = worlds::pod(size, round % size.local);
+        arms[3]
+            .samples
+            .push(node.change([Update::Remove(ObjectKey::Endpoint(local.id.clone()))])?);
+        arms[4]
+            .samples
+            .push(node.change([Update::Upsert(Object::Endpoint(local))])?);
+        let policy = worlds::policy(size, round % size.local);
+        arms[5]
+            .samples
+            .push(node.change([Update::Remove(ObjectKey::Policy(policy.id.clone()))])?);
+        arms[6]
+            .samples
+            .push(node.change([Update::Upsert(Object::Policy(policy))])?);
+        node.collect()?;
+    }
+    let control = arms[0].quantile(0.5);
+    for (index, name, goal) in [
+        (2, "remote pod", 50.0),
+        (4, "local pod", 300.0),
+        (6, "policy", 1_000.0),
+    ] {
+        let median = arms[index].quantile(0.5);
+        report.gates.push(Gate {
+            name: format!("one nft process / {name} event committed"),
+            measured: control / median,
+            limit: if index == 2 { 50.0 } else { 5.0 },
+            at_least: true,
+            enforced: true,
+        });
+        report.gates.push(Gate {
+            name: format!("{name} event committed, us"),
+            measured: median,
+            limit: goal,
+            at_least: false,
+            enforced: false,
+        });
+    }
+    report.sections.push(Section::new(
+        "Event in memory to committed, 100k peers, 10k policies",
+        "us",
+        arms,
+    ));
+    Ok(())
+}
+
+/// What a program that starts `nft` for each change pays, on a table of its own.
+fn nft_process() -> Result<f64> {
+    let began = Instant::now();
+    let text = "add table ip control; add set ip control peers { type ipv4_addr; }; \
+                add element ip control peers { 192.0.2.1 }; delete element ip control peers { 192.0.2.1 }";
+    let status = Command::new("nft")
+        .arg(text)
+        .status()
+        .context("cannot start nft")?;
+    ensure!(status.success(), "nft failed");
+    Ok(began.elapsed().as_secs_f64() * 1e6)
+}
