@@ -1,7 +1,7 @@
 //! Manifests: from bytes to objects of the model, with errors a person can act on.
 //!
 //! [`read`] takes a file apart into documents, each of which is an [`Object`](towpath_core::model::Object), a
-//! [`BadObject`] or of no interest; [`convert`] does the same for one object that is already parsed (a [`Value`],
+//! [`BadObject`] or of no interest; [`convert()`] does the same for one object that is already parsed (a [`Value`],
 //! which any serde format can fill). Everything here is a pure function.
 //!
 //! * An object is checked whole: every fault is found at once, and each names the field, the line and the cure.
