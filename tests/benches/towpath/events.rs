@@ -156,7 +156,8 @@ fn events(report: &mut Report, node: &mut Node, size: Size) -> Result<()> {
         arms[4]
             .samples
             .push(node.change([Update::Upsert(Object::Endpoint(local))])?);
-        let policy = worlds::policy(size, round % size.local);
+        // One that selects a pod of this node: application 0 of a namespace with a local pod.
+        let policy = worlds::policy(size, round % 11 * 10);
         arms[5]
             .samples
             .push(node.change([Update::Remove(ObjectKey::Policy(policy.id.clone()))])?);

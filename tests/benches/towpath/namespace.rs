@@ -36,7 +36,7 @@ impl Topology {
         };
         let router = &topology.router;
         router.ip_batch("address add 169.254.0.1/32 dev lo\n")?;
-        router.set_sysctl("net.ipv4.ip_forward", "1")?;
+        router.set_sysctl("net/ipv4/ip_forward", "1")?;
         for (end, address, link) in [
             (&topology.source, source, "to-s"),
             (&topology.sink, sink, "to-d"),
@@ -53,12 +53,12 @@ impl Topology {
                  route add default via 169.254.0.1 dev eth0\n"
             ))?;
             router.ip_batch(&format!("route add {address}/32 dev {link}\n"))?;
-            router.set_sysctl(&format!("net.ipv4.conf.{link}.proxy_arp"), "1")?;
+            router.set_sysctl(&format!("net/ipv4/conf/{link}/proxy_arp"), "1")?;
         }
         load(
             &topology.sink,
-            "table ip sink { counter arrived {}\n chain count { type filter hook prerouting priority -400; \
-             ip protocol udp counter name arrived drop; } }",
+            "table ip sink {\n counter arrived {\n }\n chain count {\n type filter hook prerouting priority -400;\n \
+             ip protocol udp counter name arrived drop\n }\n}\n",
         )?;
         Ok(topology)
     }
