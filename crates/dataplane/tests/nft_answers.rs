@@ -9,7 +9,7 @@ mod ruleset;
 use std::error::Error;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{in_fresh_namespace, skip};
 use nix::libc;
@@ -18,9 +18,9 @@ use ruleset::{
     verdict,
 };
 use towpath_dataplane::nft::{
-    Backend, CommandBackend, CommitError, Element, FakeKernel, Field, FieldType, Hook, MapData,
-    MatchOperand, Monitor, NetlinkBackend, Operation, RuleVerdict, RulesetEvent, SetKey, SetSpec,
-    Statement, TableFlags, Transaction, Value, transaction_text,
+    Backend, CommandBackend, CommitError, Element, FakeKernel, Field, FieldType, Heard, Hook,
+    MapData, MatchOperand, Monitor, NetlinkBackend, Operation, RuleVerdict, RulesetEvent, SetKey,
+    SetSpec, Statement, TableFlags, Transaction, Value, transaction_text,
 };
 
 const PLAIN: TableFlags = TableFlags {
@@ -389,10 +389,15 @@ fn hears_commits_of_others() {
         let mut backend = NetlinkBackend::open().unwrap();
         let mut commits = Vec::new();
         let mut hear = |monitor: &mut Monitor| {
-            for event in monitor.wait(Duration::from_secs(10)).unwrap() {
-                match event {
-                    RulesetEvent::Commit(commit) => commits.push(commit),
-                    RulesetEvent::Overrun => panic!("few messages were sent"),
+            let before = commits.len();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while commits.len() == before {
+                assert!(Instant::now() < deadline, "nothing was heard");
+                for event in monitor.wait(Duration::from_secs(20)).unwrap().events {
+                    match event {
+                        RulesetEvent::Commit(commit) => commits.push(commit),
+                        RulesetEvent::Overrun => panic!("few messages were sent"),
+                    }
                 }
             }
         };
@@ -405,7 +410,7 @@ fn hears_commits_of_others() {
         hear(&mut monitor);
         let generation = backend.generation().unwrap();
 
-        assert!(monitor.wait(Duration::ZERO).unwrap().is_empty());
+        assert_eq!(monitor.wait(Duration::ZERO).unwrap(), Heard::default());
         let [ours, other] = &commits[..] else {
             panic!("{commits:?}")
         };
@@ -416,6 +421,42 @@ fn hears_commits_of_others() {
         assert_eq!(other.generation, generation);
         assert_eq!(other.tables.iter().collect::<Vec<_>>(), [&inet()]);
         assert_eq!(ours.tables, other.tables);
+    });
+}
+
+#[test]
+fn the_port_tells_commits_of_one_thread_apart() {
+    in_fresh_namespace("nft", "the_port_tells_commits_of_one_thread_apart", || {
+        let mut monitor = Monitor::open().unwrap();
+        let mut ours = NetlinkBackend::open().unwrap();
+        let mut other = NetlinkBackend::open().unwrap();
+
+        ours.commit(&base()).unwrap();
+        other
+            .commit(&transaction([Operation::FlushSet(inet(), name("peers"))]))
+            .unwrap();
+        let heard = monitor.wait(Duration::from_secs(20)).unwrap().events;
+
+        let [RulesetEvent::Commit(first), RulesetEvent::Commit(second)] = &heard[..] else {
+            panic!("{heard:?}")
+        };
+        assert_eq!(first.thread, second.thread);
+        assert_eq!((first.port, second.port), (ours.port(), other.port()));
+        assert_ne!(first.port, second.port);
+    });
+}
+
+#[test]
+fn a_waker_ends_the_wait_for_commits() {
+    in_fresh_namespace("nft", "a_waker_ends_the_wait_for_commits", || {
+        let mut monitor = Monitor::open().unwrap();
+        let waker = monitor.waker();
+
+        let stop = std::thread::spawn(move || waker.wake());
+        let heard = monitor.wait(Duration::from_secs(60)).unwrap();
+        stop.join().unwrap();
+
+        assert!(heard.is_woken && heard.events.is_empty());
     });
 }
 

@@ -17,33 +17,39 @@ const COMMAND_TIMEOUT: Duration = Duration::from_mins(1);
 pub(super) struct Opened {
     pub(super) backend: Box<dyn Backend>,
     pub(super) options: LayoutOptions,
+    /// Port of the socket whose commits are ours; the `nft` program has a new one each time.
+    pub(super) port: Option<u32>,
 }
 
 /// Opens the configured backend in the network namespace of the calling thread.
 pub(super) fn open(config: &Config) -> Result<Opened, CommitError> {
-    let (backend, table_flags): (Box<dyn Backend>, TableFlags) = match config.nft_backend {
-        NftBackend::Netlink => {
-            let mut backend = NetlinkBackend::open()?;
-            let features = backend.probe_features()?;
-            let flags = features.table_flags();
-            info!(
-                owner = flags.owner,
-                persist = flags.persist,
-                "nftables over netlink"
-            );
-            (Box::new(backend), flags)
-        }
-        NftBackend::Command => {
-            info!("nftables through the nft program, on plain tables");
-            (
-                Box::new(CommandBackend::new("nft", COMMAND_TIMEOUT)),
-                TableFlags::default(),
-            )
-        }
-    };
+    let (backend, table_flags, port): (Box<dyn Backend>, TableFlags, Option<u32>) =
+        match config.nft_backend {
+            NftBackend::Netlink => {
+                let mut backend = NetlinkBackend::open()?;
+                let features = backend.probe_features()?;
+                let flags = features.table_flags();
+                info!(
+                    owner = flags.owner,
+                    persist = flags.persist,
+                    "nftables over netlink"
+                );
+                let port = backend.port();
+                (Box::new(backend), flags, Some(port))
+            }
+            NftBackend::Command => {
+                info!("nftables through the nft program, on plain tables");
+                (
+                    Box::new(CommandBackend::new("nft", COMMAND_TIMEOUT)),
+                    TableFlags::default(),
+                    None,
+                )
+            }
+        };
     Ok(Opened {
         backend,
         options: layout_options(config, table_flags),
+        port,
     })
 }
 

@@ -42,7 +42,7 @@ use towpath_runtime::readiness::Readiness;
 use tracing::{error, info, warn};
 
 use self::backend::Opened;
-use self::config::{Config, NftBackend};
+use self::config::Config;
 use self::event::{ApplierNews, Event, QUEUE};
 use self::graph::{GraphParts, GraphThread};
 use self::link::{LinkControl, LinkParts, LinkThread, chain};
@@ -169,7 +169,7 @@ impl Agent {
         let link = LinkThread::open(link_parts(config, state, &sender, &mut health))?;
         let control = link.control();
         let opened = backend::open(config).map_err(AgentError::Backend)?;
-        let is_owned = opened.options.table_flags.owner;
+        let monitored = opened.port.filter(|_| !opened.options.table_flags.owner);
         let (applier, applier_thread) = start_applier(opened, &sender, health.beat("applier"))?;
         let parts = GraphParts {
             receiver,
@@ -200,7 +200,7 @@ impl Agent {
             link: spawn("link", sender.clone(), move || link.run())?,
             control,
             nflog: NflogThread::start(config.nflog_group, sender.clone())?,
-            monitor: monitor(config, is_owned, &sender)?,
+            monitor: monitor(monitored, &sender)?,
             source: source_feed(config, sender)?,
             applier,
             applier_thread,
@@ -236,7 +236,9 @@ fn start_applier(
     sender: &SyncSender<Event>,
     beat: Beat,
 ) -> Result<(ApplierHandle, JoinHandle<()>), AgentError> {
-    let Opened { backend, options } = opened;
+    let Opened {
+        backend, options, ..
+    } = opened;
     let report = applier_report(sender.clone(), beat);
     let failed = |source| AgentError::Thread {
         name: "applier",
@@ -269,17 +271,15 @@ fn applier_report(sender: SyncSender<Event>, beat: Beat) -> impl FnMut(Report) +
     }
 }
 
-/// Listens for changes by others unless the kernel refuses them. Each transaction of the `nft` program would look
-/// like somebody else's.
+/// Listens for changes by others unless the kernel refuses them, or no port tells ours: each transaction of the `nft`
+/// program would look like somebody else's.
 fn monitor(
-    config: &Config,
-    is_owned: bool,
+    own_port: Option<u32>,
     sender: &SyncSender<Event>,
 ) -> Result<Option<MonitorThread>, AgentError> {
-    if is_owned || config.nft_backend == NftBackend::Command {
-        return Ok(None);
-    }
-    MonitorThread::start(sender.clone()).map(Some)
+    own_port
+        .map(|port| MonitorThread::start(port, sender.clone()))
+        .transpose()
 }
 
 fn source_feed(

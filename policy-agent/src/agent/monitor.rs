@@ -1,11 +1,10 @@
 //! The thread that hears when others change our tables, where the kernel cannot keep them from it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use towpath_dataplane::link::Waker;
 use towpath_dataplane::nft::{Monitor, RulesetEvent};
 use tracing::{error, warn};
 
@@ -15,69 +14,118 @@ use super::link::chain;
 use super::thread::spawn;
 use crate::layout::TableId;
 
-/// Longest wait, and so the longest time that the end of the agent takes.
-const WAIT: Duration = Duration::from_millis(250);
+/// Longest wait; a waker ends it earlier.
+const WAIT: Duration = Duration::from_mins(1);
+
+/// Failures in a row after which the socket is given up: no retry helps it.
+const MOST_FAILURES: u32 = 8;
 
 /// The running thread.
 pub(super) struct MonitorThread {
-    is_ended: Arc<AtomicBool>,
+    waker: Waker,
     thread: JoinHandle<()>,
 }
 
 impl MonitorThread {
-    /// Starts to listen in the network namespace of the calling thread.
-    pub(super) fn start(sender: SyncSender<Event>) -> Result<Self, AgentError> {
+    /// Starts to listen in the network namespace of the calling thread. Commits of the socket with the number
+    /// `own_port` are our own.
+    pub(super) fn start(own_port: u32, sender: SyncSender<Event>) -> Result<Self, AgentError> {
         let monitor = Monitor::open().map_err(AgentError::Backend)?;
-        let is_ended = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&is_ended);
+        let waker = monitor.waker();
         let thread = spawn("monitor", sender.clone(), move || {
-            run(monitor, &flag, &sender);
+            run(monitor, own_port, &sender);
         })?;
-        Ok(Self { is_ended, thread })
+        Ok(Self { waker, thread })
     }
 
     /// Ends the thread and waits for it.
     pub(super) fn end(self) {
-        self.is_ended.store(true, Ordering::Release);
+        self.waker.wake();
         if self.thread.join().is_err() {
             error!("the thread that hears of changes by others has panicked");
         }
     }
 }
 
-fn run(mut monitor: Monitor, is_ended: &AtomicBool, sender: &SyncSender<Event>) {
-    while !is_ended.load(Ordering::Acquire) {
-        match monitor.wait(WAIT) {
-            Ok(events) => {
-                if events.iter().any(concerns_us) && sender.send(Event::Tampered).is_err() {
-                    return;
-                }
+fn run(mut monitor: Monitor, own_port: u32, sender: &SyncSender<Event>) {
+    let mut failures = 0;
+    loop {
+        let is_tampered = match monitor.wait(WAIT) {
+            Ok(heard) if heard.is_woken => return,
+            Ok(heard) => {
+                failures = 0;
+                heard
+                    .events
+                    .iter()
+                    .any(|event| concerns_us(event, own_port))
             }
             Err(error) => {
-                warn!(error = chain(&error), "cannot hear of changes by others");
-                std::thread::sleep(WAIT);
+                failures += 1;
+                let error = chain(&error);
+                if failures == MOST_FAILURES {
+                    error!(
+                        error,
+                        "cannot hear of changes by others; the sets are still read back from time to time"
+                    );
+                    return;
+                }
+                warn!(error, "cannot hear of changes by others; trying again");
+                true
             }
+        };
+        if is_tampered && sender.send(Event::Tampered).is_err() {
+            return;
         }
     }
 }
 
-/// Whether somebody else may have changed our tables.
-fn concerns_us(event: &RulesetEvent) -> bool {
+/// Whether somebody else may have changed our tables. The port of a socket is its own as long as it is open; a thread's
+/// number is not ours in a PID namespace, and foreign programs may run on threads of ours.
+fn concerns_us(event: &RulesetEvent, own_port: u32) -> bool {
     match event {
         RulesetEvent::Commit(commit) => {
             let is_ours = TableId::ALL
                 .iter()
                 .any(|id| commit.tables.contains(&id.table()));
-            is_ours && !is_own_thread(commit.thread)
+            is_ours && commit.port != own_port
         }
         RulesetEvent::Overrun => true,
     }
 }
 
-/// Whether a thread is of this process. In a PID namespace the kernel's number is another one; then our own commits
-/// are read back too, which costs time and changes nothing.
-fn is_own_thread(thread: u32) -> bool {
-    std::path::Path::new("/proc/self/task")
-        .join(thread.to_string())
-        .exists()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use towpath_dataplane::nft::{Commit, Family, Table};
+
+    const OURS: u32 = 4711;
+
+    fn commit(port: u32, thread: u32, table: Table) -> RulesetEvent {
+        RulesetEvent::Commit(Commit {
+            generation: 7,
+            port,
+            thread,
+            tables: [table].into(),
+        })
+    }
+
+    #[test]
+    fn the_port_says_whose_a_commit_is_and_the_thread_does_not() {
+        let own_thread = std::process::id();
+        let table = || TableId::Bridge.table();
+
+        assert!(!concerns_us(&commit(OURS, 1, table()), OURS));
+        assert!(concerns_us(&commit(OURS + 1, own_thread, table()), OURS));
+    }
+
+    #[test]
+    fn tables_of_others_do_not_concern_us() {
+        let other = Table {
+            family: Family::Inet,
+            name: "other".parse().unwrap(),
+        };
+
+        assert!(!concerns_us(&commit(1, 1, other), OURS));
+        assert!(concerns_us(&RulesetEvent::Overrun, OURS));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -150,9 +150,11 @@ async fn forward(shutdown: impl Future<Output = ()>, sender: Sender, ended: watc
     tokio::select! {
         () = until(ended) => {}
         () = shutdown => {
-            // The queue may be full: the graph is busy, and is told as soon as it has room.
-            while let Err(TrySendError::Full(_)) = sender.try_send(Event::End) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            // The queue may be full: the graph is busy, and is told as soon as it has room. When it is gone, it has
+            // ended by itself.
+            let told = tokio::task::spawn_blocking(move || sender.send(Event::End).is_ok()).await;
+            if let Err(error) = told {
+                error!(%error, "cannot tell the agent to end");
             }
         }
     }

@@ -136,8 +136,12 @@ pub(crate) fn open(protocol: i32) -> Result<Socket, NetlinkError> {
     socket
         .bind_auto()
         .map_err(NetlinkError::socket("bind a netlink socket"))?;
-    // Texts are a courtesy of newer kernels; everything works without them.
-    socket.set_ext_ack(true).ok();
+    match socket.set_ext_ack(true) {
+        Ok(()) => {}
+        // Texts are a courtesy of Linux 4.12 and later; everything works without them.
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+        Err(error) => return Err(NetlinkError::socket("set up a netlink socket")(error)),
+    }
     Ok(socket)
 }
 

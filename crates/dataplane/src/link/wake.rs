@@ -1,6 +1,6 @@
 //! Waiting for a socket or for another thread's word to stop waiting.
 
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use super::error::NetlinkError;
 
 /// Ends the wait of the thread that owns the receiving half; can be cloned and sent.
 #[derive(Clone, Debug)]
@@ -42,11 +40,10 @@ pub(crate) struct Awake {
 }
 
 impl Sleeper {
-    pub(crate) fn new() -> Result<Self, NetlinkError> {
-        let (reader, writer) = std::io::pipe().map_err(NetlinkError::socket("make a pipe"))?;
+    pub(crate) fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
         for end in [reader.as_fd(), writer.as_fd()] {
-            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                .map_err(NetlinkError::socket("keep a pipe from blocking"))?;
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         Ok(Self {
             pipe: reader,
@@ -61,11 +58,7 @@ impl Sleeper {
     }
 
     /// Waits for `socket`, a waker, or the end of `timeout`.
-    pub(crate) fn wait(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        timeout: Duration,
-    ) -> Result<Awake, NetlinkError> {
+    pub(crate) fn wait(&mut self, socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<Awake> {
         let mut watched = [
             PollFd::new(socket, PollFlags::POLLIN),
             PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN),
@@ -74,7 +67,7 @@ impl Sleeper {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(NetlinkError::socket("wait for a netlink socket")(error)),
+            Err(error) => return Err(error.into()),
         }
         let has_events = |watched: &PollFd<'_>| watched.any().unwrap_or(false);
         let awake = Awake {

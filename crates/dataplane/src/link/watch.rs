@@ -98,7 +98,7 @@ impl Watcher {
         }
         Ok(Self {
             socket,
-            sleeper: Sleeper::new()?,
+            sleeper: Sleeper::new().map_err(NetlinkError::socket("make a pipe"))?,
             own_nsid: scanner.own_nsid(),
             buffer: vec![0; DATAGRAM],
             next_poll,
@@ -120,10 +120,13 @@ impl Watcher {
         let until_poll = self
             .next_poll
             .map(|due| due.saturating_duration_since(Instant::now()));
-        let awake = self.sleeper.wait(
-            self.socket.as_fd(),
-            until_poll.map_or(timeout, |until_poll| until_poll.min(timeout)),
-        )?;
+        let awake = self
+            .sleeper
+            .wait(
+                self.socket.as_fd(),
+                until_poll.map_or(timeout, |until_poll| until_poll.min(timeout)),
+            )
+            .map_err(NetlinkError::socket("wait for a netlink socket"))?;
         let mut events = BTreeSet::new();
         if awake.is_readable {
             self.read_all(&mut events)?;

@@ -142,7 +142,7 @@ impl NflogReader {
         enlarge_buffer(&mut socket)?;
         Ok(Self {
             socket,
-            sleeper: Sleeper::new()?,
+            sleeper: Sleeper::new().map_err(NetlinkError::socket("make a pipe"))?,
             buffer: vec![0; DATAGRAM],
             expected: None,
         })
@@ -155,7 +155,10 @@ impl NflogReader {
 
     /// Waits for packets, a waker or the end of `timeout`, whichever is first, and takes what is there.
     pub fn wait(&mut self, timeout: Duration) -> Result<Batch, NetlinkError> {
-        let awake = self.sleeper.wait(self.socket.as_fd(), timeout)?;
+        let awake = self
+            .sleeper
+            .wait(self.socket.as_fd(), timeout)
+            .map_err(NetlinkError::socket("wait for a netlink socket"))?;
         let mut batch = Batch {
             is_woken: awake.is_woken,
             ..Batch::default()

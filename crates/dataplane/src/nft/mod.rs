@@ -32,7 +32,7 @@ pub use backend::{Backend, CommitError};
 pub use command::CommandBackend;
 pub use delta_tracker::DeltaTracker;
 pub use fake::FakeKernel;
-pub use monitor::{Commit, Monitor, RulesetEvent};
+pub use monitor::{Commit, Heard, Monitor, RulesetEvent};
 pub use netlink::{Features, NetlinkBackend};
 pub use object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,

@@ -5,12 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netlink_sys::Socket;
-use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::backend::CommitError;
@@ -19,6 +17,8 @@ use super::decode;
 use super::netlink::{receive, transport};
 use super::object::Table;
 use super::uapi::{NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, message};
+use crate::link::Waker;
+use crate::link::wake::Sleeper;
 use crate::link::wire::{Attributes, Message, Messages};
 
 /// Room for the messages of a commit with some ten thousand elements.
@@ -47,10 +47,20 @@ pub struct Commit {
     pub tables: BTreeSet<Table>,
 }
 
+/// What one wait brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The events in the kernel's order.
+    pub events: Vec<RulesetEvent>,
+    /// Whether a [`Waker`] ended the wait.
+    pub is_woken: bool,
+}
+
 /// A socket that hears the events of the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Monitor {
     socket: Socket,
+    sleeper: Sleeper,
     buffer: Vec<u8>,
     /// Tables of the commit whose end was not heard yet.
     tables: BTreeSet<Table>,
@@ -75,32 +85,32 @@ impl Monitor {
             .map_err(transport("listen to ruleset events"))?;
         Ok(Self {
             socket,
+            sleeper: Sleeper::new().map_err(transport("make a pipe"))?,
             buffer: vec![0; DATAGRAM],
             tables: BTreeSet::new(),
         })
     }
 
-    /// Waits until something is heard, or for `timeout`; then nothing may be given.
-    pub fn wait(&mut self, timeout: Duration) -> Result<Vec<RulesetEvent>, CommitError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let events = self.read()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !events.is_empty() || left.is_zero() {
-                return Ok(events);
-            }
-            let mut descriptors = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            // Rounded up, so that the last millisecond is not spent spinning.
-            let milliseconds = PollTimeout::try_from(left + Duration::from_millis(1));
-            match poll(&mut descriptors, milliseconds.unwrap_or(PollTimeout::MAX)) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(transport("wait for ruleset events")(error.into())),
-            }
-        }
+    /// A handle that ends [`Monitor::wait`] from another thread.
+    pub fn waker(&self) -> Waker {
+        self.sleeper.waker()
+    }
+
+    /// Waits for events, a waker or the end of `timeout`, whichever is first, and takes what is there. A commit whose
+    /// end was not heard yet is no event.
+    pub fn wait(&mut self, timeout: Duration) -> Result<Heard, CommitError> {
+        let awake = self
+            .sleeper
+            .wait(self.socket.as_fd(), timeout)
+            .map_err(transport("wait for ruleset events"))?;
+        Ok(Heard {
+            events: self.read()?,
+            is_woken: awake.is_woken,
+        })
     }
 
     /// What was heard so far; does not wait.
-    pub fn read(&mut self) -> Result<Vec<RulesetEvent>, CommitError> {
+    fn read(&mut self) -> Result<Vec<RulesetEvent>, CommitError> {
         let mut events = Vec::new();
         loop {
             let length = match receive(&self.socket, &mut self.buffer) {
