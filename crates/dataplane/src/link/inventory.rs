@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use smol_str::SmolStr;
+
 use super::model::{
     HostAddress, Interface, NamespaceId, PeerFacts, PodFilter, PodInterface, Scan, Snapshot,
 };
@@ -29,6 +31,10 @@ pub struct Changes {
 }
 
 /// The interfaces of this namespace as last seen. Does no I/O.
+///
+/// No two of them have one name, as in the kernel. Where what is seen says otherwise, because one was renamed or
+/// replaced between two looks, the later look is right, and the interface of the earlier one is forgotten until its own
+/// event, which is on its way, tells its new name or its end.
 #[derive(Clone, Debug)]
 pub struct Inventory {
     filter: PodFilter,
@@ -132,12 +138,24 @@ impl Inventory {
     fn replace(&mut self, snapshot: Snapshot, changes: &mut Changes) -> BTreeSet<u32> {
         self.put_host_addresses(snapshot.host_addresses, changes);
         let mut touched: BTreeSet<u32> = self.interfaces.keys().copied().collect();
+        // The kernel lists by number, so of two with one name the higher number was seen later.
+        let by_name: BTreeMap<SmolStr, u32> = snapshot
+            .interfaces
+            .iter()
+            .map(|interface| (interface.index, interface.name.clone()))
+            .collect::<BTreeMap<_, _>>()
+            .into_iter()
+            .map(|(index, name)| (name, index))
+            .collect();
         self.interfaces = snapshot
             .interfaces
             .into_iter()
+            .filter(|interface| by_name.get(&interface.name) == Some(&interface.index))
             .map(|interface| (interface.index, interface))
             .collect();
         self.peers = snapshot.peers;
+        self.peers
+            .retain(|index, _| self.interfaces.contains_key(index));
         touched.extend(self.interfaces.keys());
         touched
     }
@@ -153,11 +171,19 @@ impl Inventory {
         let name_before = name(self);
         self.interfaces.remove(&index);
         self.peers.remove(&index);
+        let mut touched = BTreeSet::from([index]);
         if let Some((interface, facts)) = found {
+            let namesake = self
+                .interfaces
+                .values()
+                .find(|other| other.name == interface.name)
+                .map(|other| other.index);
+            if let Some(namesake) = namesake {
+                touched.extend(self.put(namesake, None));
+            }
             self.interfaces.insert(index, interface);
             self.peers.extend(facts.map(|facts| (index, facts)));
         }
-        let mut touched = BTreeSet::from([index]);
         if name_before != name(self) {
             // Ports are judged by the name of their bridge.
             let ports = self.interfaces.values();
@@ -290,6 +316,76 @@ mod tests {
         assert!(matches!(&renamed.pods[..], [PodChange::Upsert(pod)] if pod.index == 7));
         assert!(renamed.are_pod_ports_changed && renamed.are_pod_bridges_changed);
         assert_eq!(renamed_back.pods, [PodChange::Remove(7)]);
+    }
+
+    #[test]
+    fn a_replaced_bridge_is_forgotten_before_its_end_is_heard() {
+        let mut inventory = inventory();
+        inventory.apply(link(interface(3, "cni0", "bridge", None), None));
+        inventory.apply(link(veth(7, 0, Some(3)), Some(facts(5))));
+
+        let replaced = inventory.apply(link(interface(9, "cni0", "bridge", None), None));
+        let late_end = inventory.apply(Scan::Link {
+            index: 3,
+            found: None,
+        });
+
+        assert_eq!(replaced.pods, [PodChange::Remove(7)]);
+        assert!(replaced.are_pod_ports_changed && replaced.are_pod_bridges_changed);
+        let bridges: Vec<u32> = inventory.pod_bridges().map(|bridge| bridge.index).collect();
+        assert_eq!(bridges, [9]);
+        assert_eq!(late_end, Changes::default());
+    }
+
+    #[test]
+    fn interfaces_that_swap_their_names_come_back_with_the_new_ones() {
+        let named = |index, name: &str| Interface {
+            name: name.into(),
+            ..veth(index, i32::try_from(index).unwrap(), Some(3))
+        };
+        let mut inventory = inventory();
+        inventory.apply(link(interface(3, "cni0", "bridge", None), None));
+        inventory.apply(link(named(7, "left"), Some(facts(5))));
+        inventory.apply(link(named(8, "right"), Some(facts(6))));
+
+        // The lower number is told later here: the last word counts, not the number.
+        let first = inventory.apply(link(named(8, "left"), Some(facts(6))));
+        let names = |inventory: &Inventory| -> Vec<(u32, SmolStr)> {
+            let pods = inventory.pods();
+            pods.map(|pod| (pod.index, pod.name.clone())).collect()
+        };
+        let between = names(&inventory);
+        inventory.apply(link(named(7, "right"), Some(facts(5))));
+
+        assert_eq!(first.pods[0], PodChange::Remove(7));
+        assert_eq!(between, [(8, "left".into())]);
+        assert_eq!(names(&inventory), [(7, "right".into()), (8, "left".into())]);
+    }
+
+    #[test]
+    fn of_two_namesakes_in_one_list_the_one_listed_later_is_there() {
+        let mut inventory = inventory();
+        let namesake = |index| Interface {
+            name: "same".into(),
+            ..veth(index, i32::try_from(index).unwrap(), Some(3))
+        };
+
+        inventory.apply(Scan::Full(Snapshot {
+            interfaces: vec![
+                interface(3, "cni0", "bridge", None),
+                namesake(8),
+                namesake(7),
+            ],
+            host_addresses: Vec::new(),
+            peers: BTreeMap::from([(7, facts(5)), (8, facts(6))]),
+        }));
+
+        assert!(inventory.interface(7).is_none());
+        assert_eq!(
+            inventory.pods().map(|pod| pod.index).collect::<Vec<_>>(),
+            [8]
+        );
+        assert_eq!(inventory.pod_ports(), BTreeSet::from([8]));
     }
 
     #[test]
