@@ -15,8 +15,8 @@ use ruleset::everything::everything;
 use ruleset::{DROP, base_chain, bridge, exact, inet, name, rule, set, v4};
 use serde_json::Value as Json;
 use towpath_dataplane::nft::{
-    Backend, CommandBackend, CommitError, FieldType, Hook, NetlinkBackend, Operation, Table,
-    TableFlags, TableState, Transaction, transaction_text,
+    Backend, ChainRules, CommandBackend, CommitError, FieldType, Hook, NetlinkBackend, Operation,
+    Table, TableFlags, TableState, Transaction, transaction_text,
 };
 
 /// Runs `nft` and gives what it prints.
@@ -233,6 +233,113 @@ fn both_backends_read_the_same_elements() {
     });
 }
 
+/// The chains that a transaction makes in a table.
+fn chains_of(transaction: &Transaction, table: &Table) -> Vec<ChainRules> {
+    let mut chains: Vec<ChainRules> = Vec::new();
+    for operation in &transaction.operations {
+        match operation {
+            Operation::AddChain(of, chain) if of == table => chains.push(ChainRules {
+                chain: chain.clone(),
+                rules: Vec::new(),
+            }),
+            Operation::AddRule(of, name, rule) if of == table => {
+                let chain = chains.iter_mut().find(|known| known.chain.name == *name);
+                chain.unwrap().rules.push(rule.clone());
+            }
+            _ => {}
+        }
+    }
+    chains
+}
+
+#[test]
+fn both_backends_know_their_chains_again() {
+    in_fresh_namespace("nft", "both_backends_know_their_chains_again", || {
+        let transaction = everything(PLAIN);
+        let mut netlink = NetlinkBackend::open().unwrap();
+        let mut command = command();
+
+        for maker in [&mut netlink as &mut dyn Backend, &mut command] {
+            maker.commit(&transaction).unwrap();
+            for table in [inet(), bridge()] {
+                let different = maker.different_chains(&table, &chains_of(&transaction, &table));
+                assert_eq!(different.unwrap(), [""; 0], "{maker:?}");
+            }
+            nft(&["flush", "ruleset"], "");
+        }
+    });
+}
+
+#[test]
+fn every_change_of_a_chain_is_noticed() {
+    in_fresh_namespace("nft", "every_change_of_a_chain_is_noticed", || {
+        let transaction = everything(PLAIN);
+        let wanted = chains_of(&transaction, &inet());
+        let all: Vec<String> = wanted
+            .iter()
+            .map(|chain| chain.chain.name.to_string())
+            .collect();
+        let mut backend = NetlinkBackend::open().unwrap();
+        let handle = |chain: &str| {
+            let listing = nft(&["-a", "list", "chain", "inet", "towpath", chain], "");
+            let line = listing
+                .lines()
+                .find(|line| line.contains("# handle") && line.starts_with("\t\t"));
+            line.and_then(|line| line.rsplit(' ').next())
+                .unwrap()
+                .to_owned()
+        };
+
+        for (change, expected) in [
+            (
+                "add rule inet towpath forward accept",
+                vec!["forward".to_owned()],
+            ),
+            (
+                "insert rule inet towpath forward accept",
+                vec!["forward".to_owned()],
+            ),
+            (
+                "flush chain inet towpath forward",
+                vec!["forward".to_owned()],
+            ),
+            (
+                "delete rule inet towpath forward handle HANDLE",
+                vec!["forward".to_owned()],
+            ),
+            (
+                "replace rule inet towpath forward handle HANDLE accept",
+                vec!["forward".to_owned()],
+            ),
+            (
+                "add chain inet towpath forward { policy drop; }",
+                vec!["forward".to_owned()],
+            ),
+            (
+                "add chain inet towpath Foreign { type nat hook output priority 0; }",
+                vec!["Foreign".to_owned()],
+            ),
+            ("add chain inet towpath other", vec!["other".to_owned()]),
+            (
+                "flush chain inet towpath forward; delete chain inet towpath forward",
+                vec!["forward".to_owned()],
+            ),
+            ("add table inet towpath { flags dormant; }", all.clone()),
+            ("delete table inet towpath", all.clone()),
+        ] {
+            backend.commit(&transaction).unwrap();
+            assert_eq!(backend.different_chains(&inet(), &wanted).unwrap(), [""; 0]);
+            let change = change.replace("HANDLE", &handle("forward"));
+            nft(&["-f", "-"], &change);
+
+            let different = backend.different_chains(&inet(), &wanted).unwrap();
+
+            assert_eq!(different, expected, "{change}");
+            nft(&["flush", "ruleset"], "");
+        }
+    });
+}
+
 /// A small table: a set, a chain and a rule.
 fn small(flags: TableFlags) -> Transaction {
     let spec = set("peers", [FieldType::Ipv4Addr]);
@@ -297,17 +404,22 @@ fn with_owned_tables(test: &'static str, body: impl FnOnce(NetlinkBackend) + Sen
     });
 }
 
+fn table_state(flags: TableFlags) -> TableState {
+    TableState {
+        flags,
+        is_dormant: false,
+    }
+}
+
 /// Closes the owner's socket and opens the next one. A process that another test starts at this moment holds a copy of
 /// the descriptor for an instant, so the kernel may see the end a little later.
 fn succeed(owner: NetlinkBackend) -> NetlinkBackend {
     drop(owner);
     let mut next = NetlinkBackend::open().unwrap();
-    let orphan = TableState {
-        flags: TableFlags {
-            owner: false,
-            persist: true,
-        },
-    };
+    let orphan = table_state(TableFlags {
+        owner: false,
+        persist: true,
+    });
     let deadline = Instant::now() + Duration::from_secs(10);
     while next.table_state(&inet()).unwrap() != Some(orphan) {
         assert!(Instant::now() < deadline, "the table stays owned");
@@ -332,7 +444,7 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
             assert_in_force(&mut second);
             assert_eq!(
                 second.table_state(&inet()).unwrap(),
-                Some(TableState { flags: OWNED })
+                Some(table_state(OWNED))
             );
 
             let mut third = succeed(second);
@@ -342,7 +454,7 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
             assert_in_force(&mut third);
             assert_eq!(
                 third.table_state(&inet()).unwrap(),
-                Some(TableState { flags: OWNED })
+                Some(table_state(OWNED))
             );
         },
     );
@@ -360,7 +472,7 @@ fn adopts_an_orphaned_table_with_all_it_holds() {
         assert_in_force(&mut second);
         assert_eq!(
             second.table_state(&inet()).unwrap(),
-            Some(TableState { flags: OWNED })
+            Some(table_state(OWNED))
         );
         let mut other = NetlinkBackend::open().unwrap();
         let delete = Transaction {

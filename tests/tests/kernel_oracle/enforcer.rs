@@ -13,7 +13,7 @@ use towpath_core::generate::LOCAL_NODE;
 use towpath_core::model::{Cluster, Update};
 use towpath_core::tables::{Delta, Tables};
 use towpath_dataplane::nft::{
-    Backend, CommitError, Element, Name, NetlinkBackend, Table, Transaction,
+    Backend, ChainRules, CommitError, Element, Name, NetlinkBackend, Table, Transaction,
 };
 use towpath_tests::netns::{isolated, run};
 use towpath_tests::wait::{PATIENCE, until_some};
@@ -81,6 +81,14 @@ impl Backend for Kernel {
 
     fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError> {
         self.held().backend.elements(table, set)
+    }
+
+    fn different_chains(
+        &mut self,
+        table: &Table,
+        wanted: &[ChainRules],
+    ) -> Result<Vec<String>, CommitError> {
+        self.held().backend.different_chains(table, wanted)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 
 use nix::libc;
 
+use super::compare::ChainRules;
 use super::object::{Element, Name, Table};
 use super::transaction::Transaction;
 
@@ -18,6 +19,14 @@ pub trait Backend: Send + fmt::Debug {
 
     /// The elements of a set; `None` when the table or the set is not there.
     fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError>;
+
+    /// Names of the chains of a table that are not as wanted: missing, surplus, on another hook, or with other rules.
+    /// When the table is not there or is switched off, these are all wanted ones.
+    fn different_chains(
+        &mut self,
+        table: &Table,
+        wanted: &[ChainRules],
+    ) -> Result<Vec<String>, CommitError>;
 }
 
 /// Why a commit failed; nothing of it took effect.

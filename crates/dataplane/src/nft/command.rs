@@ -16,6 +16,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value as Json;
 
 use super::backend::{Backend, CommitError};
+use super::compare::ChainRules;
+use super::netlink::NetlinkBackend;
 use super::object::{Element, Name, Table};
 use super::text::{
     SetType, SetTypes, describe, family_text, is_typeof, learn_types, text_with_types,
@@ -192,6 +194,15 @@ impl Backend for CommandBackend {
             }
         }
         Ok(None)
+    }
+
+    /// Reads over netlink: a listing says the same rule in many ways.
+    fn different_chains(
+        &mut self,
+        table: &Table,
+        wanted: &[ChainRules],
+    ) -> Result<Vec<String>, CommitError> {
+        NetlinkBackend::open()?.compare_chains(table, wanted)
     }
 }
 

@@ -20,10 +20,12 @@ use crate::link::wire::{Attributes, Message, array_at, text};
 /// A decoded message.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Decoded {
-    /// A table.
-    Table(Table, TableFlags),
+    /// A table, and whether it is dormant.
+    Table(Table, TableFlags, bool),
     /// A chain of a table.
     Chain(Table, Chain),
+    /// A chain that we could not have made, by name.
+    ForeignChain(Table, String),
     /// A named set of a table.
     Set(Table, SetSpec),
     /// Some elements of a set; ranges come as two.
@@ -50,7 +52,9 @@ pub(super) fn message(received: &Message<'_>) -> Option<Decoded> {
     let attributes = Attributes(received.payload.get(NFGENMSG..)?);
     match kind {
         message::NEWTABLE => decode_table(family, attributes),
-        message::NEWCHAIN => decode_chain(family, attributes),
+        message::NEWCHAIN => {
+            decode_chain(family, &attributes).or_else(|| foreign_chain(family, &attributes))
+        }
         message::NEWSET => decode_set(family, &attributes),
         message::NEWSETELEM | message::DELSETELEM => decode_elements(attributes),
         message::NEWRULE => raw_rule(family, attributes),
@@ -92,19 +96,24 @@ fn family(received: &Message<'_>) -> Option<Family> {
 fn decode_table(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
     let name = name(find(attributes.clone(), table::NAME)?)?;
     let flags = be32(find(attributes, table::FLAGS)?)?;
+    let is_dormant = flags & table::F_DORMANT != 0;
     let flags = TableFlags {
         owner: flags & table::F_OWNER != 0,
         persist: flags & table::F_PERSIST != 0,
     };
-    Some(Decoded::Table(Table { family, name }, flags))
+    Some(Decoded::Table(Table { family, name }, flags, is_dormant))
 }
 
-fn decode_chain(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
+fn decode_chain(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
     let of = name(find(attributes.clone(), chain::TABLE)?)?;
     let chain_name = name(find(attributes.clone(), chain::NAME)?)?;
-    let base = match find(attributes, chain::HOOK) {
+    let base = match find(attributes.clone(), chain::HOOK) {
         None => None,
-        Some(hook) => Some(decode_hook(Attributes(hook))?),
+        Some(hook) => {
+            let is_ours = text(find(attributes.clone(), chain::TYPE)?) == "filter"
+                && be32(find(attributes.clone(), chain::POLICY)?)? == chain::ACCEPT;
+            Some(is_ours.then(|| decode_hook(Attributes(hook)))??)
+        }
     };
     Some(Decoded::Chain(
         Table { family, name: of },
@@ -113,6 +122,12 @@ fn decode_chain(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
             base,
         },
     ))
+}
+
+fn foreign_chain(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
+    let of = name(find(attributes.clone(), chain::TABLE)?)?;
+    let name = text(find(attributes.clone(), chain::NAME)?).into_owned();
+    Some(Decoded::ForeignChain(Table { family, name: of }, name))
 }
 
 fn decode_hook(attributes: Attributes<'_>) -> Option<BaseChain> {

@@ -169,7 +169,12 @@ impl Decoder<'_> {
         match self.mask.take() {
             Some(mask) => self.masked(loaded, negated, &mask, &bytes)?,
             None if self.is_implied(loaded, &bytes) => {}
-            None => self.equal(loaded, negated, &bytes)?,
+            None if negated => self.equal(loaded, true, &bytes)?,
+            None => {
+                for (loaded, bytes) in self.split(loaded, &bytes)? {
+                    self.equal(loaded, false, &bytes)?;
+                }
+            }
         }
         self.loads.clear();
         Some(())
@@ -187,6 +192,29 @@ impl Decoder<'_> {
             Load::Meta(e::META_IIFTYPE) => true,
             _ => false,
         }
+    }
+
+    /// The fields of a comparison: nft makes one of several that stand side by side in the packet.
+    fn split(&self, loaded: Loaded, bytes: &Bytes) -> Option<Vec<(Loaded, Bytes)>> {
+        let Load::Payload { base, mut offset } = loaded.load else {
+            return Some(vec![(loaded, *bytes)]);
+        };
+        let mut parts = Vec::new();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let at = |length| Loaded {
+                load: Load::Payload { base, offset },
+                length: Some(length),
+                ..loaded
+            };
+            let length = (1..=rest.len())
+                .rev()
+                .find(|length| self.field(at(*length)).is_some())?;
+            parts.push((at(length), Bytes::new(&rest[..length])));
+            rest = &rest[length..];
+            offset = offset.checked_add(u32::try_from(length).ok()?)?;
+        }
+        Some(parts)
     }
 
     fn equal(&mut self, loaded: Loaded, negated: bool, bytes: &Bytes) -> Option<()> {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::backend::{Backend, CommitError};
+use super::compare::{ChainRules, surplus};
 use super::dump::dump;
 use super::object::{Chain, Element, Name, Rule, Table, TableFlags};
 use super::ruleset::Ruleset;
@@ -111,6 +112,25 @@ impl Backend for FakeKernel {
 
     fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError> {
         Ok(self.state().ruleset.elements(table, set))
+    }
+
+    fn different_chains(
+        &mut self,
+        table: &Table,
+        wanted: &[ChainRules],
+    ) -> Result<Vec<String>, CommitError> {
+        let is_same = |chain: &&ChainRules| {
+            self.chains(table).contains(&chain.chain)
+                && self.rules(table, &chain.chain.name).as_ref() == Some(&chain.rules)
+        };
+        let names = self
+            .chains(table)
+            .into_iter()
+            .map(|chain| chain.name.to_string());
+        let mut different = surplus(names, wanted);
+        let other = wanted.iter().filter(|chain| !is_same(chain));
+        different.extend(other.map(|chain| chain.chain.name.to_string()));
+        Ok(different)
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod backend;
 mod batch;
 pub mod command;
+mod compare;
 mod decode;
 mod decode_rule;
 pub mod delta_tracker;
@@ -30,6 +31,7 @@ mod uapi;
 
 pub use backend::{Backend, CommitError};
 pub use command::CommandBackend;
+pub use compare::ChainRules;
 pub use delta_tracker::DeltaTracker;
 pub use fake::FakeKernel;
 pub use monitor::{Commit, Heard, Monitor, RulesetEvent};

@@ -12,6 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::backend::{Backend, CommitError, is_transient};
 use super::batch::Batch;
+use super::compare::ChainRules;
 use super::encode::Encoder;
 use super::object::{Element, Family, Name, Table, TableFlags};
 use super::text::describe;
@@ -318,6 +319,14 @@ impl Backend for NetlinkBackend {
 
     fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError> {
         self.read_elements(table, set)
+    }
+
+    fn different_chains(
+        &mut self,
+        table: &Table,
+        wanted: &[ChainRules],
+    ) -> Result<Vec<String>, CommitError> {
+        self.compare_chains(table, wanted)
     }
 }
 

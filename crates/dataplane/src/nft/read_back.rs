@@ -22,6 +22,8 @@ const DUMP_ATTEMPTS: u32 = 5;
 pub struct TableState {
     /// Its flags. An orphan of an earlier run has `persist` without `owner`.
     pub flags: TableFlags,
+    /// Somebody switched it off: its chains are not hooked.
+    pub is_dormant: bool,
 }
 
 impl NetlinkBackend {
@@ -47,8 +49,8 @@ impl NetlinkBackend {
         self.batch.finish();
         let mut state = None;
         let found = self.exchange("read a table", |message| {
-            if let Some(Decoded::Table(_, flags)) = decode::message(message) {
-                state = Some(TableState { flags });
+            if let Some(Decoded::Table(_, flags, is_dormant)) = decode::message(message) {
+                state = Some(TableState { flags, is_dormant });
             }
             Some(())
         });
@@ -120,7 +122,7 @@ impl NetlinkBackend {
             .collect())
     }
 
-    fn anonymous_set(
+    pub(super) fn anonymous_set(
         &mut self,
         table: &Table,
         name: &str,
@@ -206,7 +208,7 @@ impl NetlinkBackend {
     }
 
     /// Lists objects; starts again when somebody committed meanwhile.
-    fn dump<T>(
+    pub(super) fn dump<T>(
         &mut self,
         action: &'static str,
         request: impl Fn(&mut Batch),

@@ -312,7 +312,10 @@ fn table_and_chain_round_trip() {
     let made = encode(&Operation::AddTable(of.clone(), flags)).unwrap();
     let hooked = encode(&Operation::AddChain(of.clone(), chain.clone())).unwrap();
 
-    assert_eq!(decode_one(&made), Some(Decoded::Table(of.clone(), flags)));
+    assert_eq!(
+        decode_one(&made),
+        Some(Decoded::Table(of.clone(), flags, false))
+    );
     assert_eq!(decode_one(&hooked), Some(Decoded::Chain(of, chain)));
 }
 
