@@ -447,3 +447,23 @@ fn links_in_a_circle_end() {
 
     assert_eq!(watched.until("+b"), [["+b"]]);
 }
+
+#[test]
+fn a_namespace_outlives_its_file_until_its_last_pod_is_gone() {
+    let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: default}}";
+    let (watched, _) = Watched::start(&[
+        ("namespace.yaml", namespace),
+        ("a.yaml", &pod("a", 1)),
+        ("b.yaml", &pod("b", 2)),
+    ]);
+
+    for name in ["namespace.yaml", "a.yaml"] {
+        fs::remove_file(watched.path(name)).unwrap();
+    }
+    let first = watched.until("-a");
+    fs::remove_file(watched.path("b.yaml")).unwrap();
+    let last = watched.until("-default");
+
+    assert_eq!(first, [["-a"]]);
+    assert_eq!(last, [["-b", "-default"]]);
+}

@@ -15,6 +15,7 @@ use towpath_core::model::{Cluster, ObjectKey, Update};
 use super::directory::{self, Identity, Listing, Signature};
 use super::finding::Finding;
 use super::ledger::{FileChange, Ledger, OBJECTS};
+use super::namespaces::KeptNamespaces;
 use super::read::{Content, FILE_BYTES, ReadFile, Seen, read_all};
 use super::watch::{self, WatchHandle};
 use super::{Batch, SourceState, is_manifest};
@@ -39,6 +40,7 @@ pub enum Detail {
 pub struct FileSource {
     root: PathBuf,
     ledger: Ledger,
+    namespaces: KeptNamespaces,
     files: BTreeMap<Arc<str>, Known>,
     /// The root when it was last read.
     identity: Option<Identity>,
@@ -111,6 +113,7 @@ impl FileSource {
         Self {
             root: root.into(),
             ledger: Ledger::new(detail == Detail::Everything),
+            namespaces: KeptNamespaces::default(),
             files: BTreeMap::new(),
             identity: None,
             is_lost: false,
@@ -157,8 +160,8 @@ impl FileSource {
         &self.state
     }
 
-    /// The present state as a batch around some updates.
-    pub(super) fn batch(&self, updates: Vec<Update>, received: Instant) -> Batch {
+    /// The present state as a batch around the updates of a step. Every step is to pass here, in order.
+    pub(super) fn batch(&mut self, updates: Vec<Update>, received: Instant) -> Batch {
         let (mut findings, mut untold) = self.ledger.findings();
         findings.extend(self.findings.iter().cloned());
         findings.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
@@ -174,11 +177,11 @@ impl FileSource {
             ));
         }
         Batch {
-            updates,
+            updates: self.namespaces.pass(updates),
             findings,
             state: self.state.clone(),
             received,
-            objects: self.ledger.len(),
+            objects: self.ledger.len() + self.namespaces.kept(),
             files: self.files.len(),
         }
     }

@@ -10,6 +10,7 @@ mod directory;
 mod file;
 mod finding;
 mod ledger;
+mod namespaces;
 mod pending;
 mod read;
 mod watch;
@@ -21,6 +22,7 @@ use towpath_core::model::Update;
 pub use directory::is_manifest;
 pub use file::{Detail, FileSource, Loaded, load};
 pub use finding::Finding;
+pub use namespaces::KeptNamespaces;
 pub use watch::WatchHandle;
 
 /// Whether a source knows its objects.
