@@ -1,4 +1,4 @@
-//! Endpoint discovery and bridge switches against the real kernel.
+//! Endpoint discovery and bridge settings against the real kernel.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is a failure")]
 
@@ -8,11 +8,16 @@ mod lab;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
+
 use towpath_dataplane::link::{
-    BridgeNetfilter, Changes, Event, Interface, Inventory, PeerFacts, PodChange, PodFilter,
+    BridgeSettings, Changes, Event, Interface, Inventory, PeerFacts, PodChange, PodFilter,
     PodInterface, Scan, Scanner, Watcher,
 };
 
@@ -421,47 +426,142 @@ fn a_waker_ends_the_wait() {
     });
 }
 
+const OFF: BridgeSettings = BridgeSettings {
+    nf_call_iptables: false,
+    nf_call_ip6tables: false,
+    no_linklocal_learn: false,
+};
+
 #[test]
-fn sets_and_restores_the_netfilter_switches_of_a_bridge() {
-    in_fresh_namespace("link", "sets_and_restores_the_netfilter_switches", || {
-        let off = BridgeNetfilter {
-            ipv4: false,
-            ipv6: false,
-        };
+fn sets_and_restores_the_settings_of_a_bridge() {
+    in_fresh_namespace("link", "sets_and_restores_the_settings_of_a_bridge", || {
         bridge("cni0");
         let mut observer = Observer::start(flannel());
         let index = observer.interface("cni0").index;
 
-        let before = observer
-            .scanner
-            .set_bridge_netfilter(index, BridgeNetfilter::ON)
-            .unwrap();
-        assert_eq!(before, off);
-        let again = observer
-            .scanner
-            .set_bridge_netfilter(index, BridgeNetfilter::ON)
-            .unwrap();
-        assert_eq!(again, BridgeNetfilter::ON);
+        let enforcing = BridgeSettings::ENFORCING;
+        let before = observer.scanner.set_bridge(index, enforcing).unwrap();
+        assert_eq!(before, OFF);
+        let again = observer.scanner.set_bridge(index, enforcing).unwrap();
+        assert_eq!(again, enforcing);
         observer.until("our own change", |inventory, _| {
-            inventory.interface(index).unwrap().bridge_netfilter == Some(BridgeNetfilter::ON)
+            inventory.interface(index).unwrap().bridge_settings == Some(enforcing)
         });
 
-        ip("link set cni0 type bridge nf_call_ip6tables 0");
-        observer.until("the change of somebody else", |inventory, changes| {
-            changes.are_pod_bridges_changed
-                && inventory.pod_bridges().all(|bridge| {
-                    bridge.bridge_netfilter
-                        == Some(BridgeNetfilter {
-                            ipv4: true,
-                            ipv6: false,
-                        })
-                })
-        });
-        observer
-            .scanner
-            .set_bridge_netfilter(index, before)
+        for (option, changed) in [
+            (
+                "nf_call_ip6tables",
+                BridgeSettings {
+                    nf_call_ip6tables: false,
+                    ..enforcing
+                },
+            ),
+            (
+                "no_linklocal_learn",
+                BridgeSettings {
+                    nf_call_ip6tables: false,
+                    no_linklocal_learn: false,
+                    ..enforcing
+                },
+            ),
+        ] {
+            ip(&format!("link set cni0 type bridge {option} 0"));
+            observer.until("the change of somebody else", |inventory, changes| {
+                changes.are_pod_bridges_changed
+                    && inventory
+                        .pod_bridges()
+                        .all(|bridge| bridge.bridge_settings == Some(changed))
+            });
+        }
+        observer.scanner.set_bridge(index, before).unwrap();
+        assert_eq!(observer.scanner.bridge_settings(index).unwrap(), OFF);
+    });
+}
+
+/// Whether the bridge has learnt the address behind the port, after a frame from there to the control address.
+fn teaches(pod: &Namespace, control: [u8; 6], source: [u8; 6]) -> bool {
+    // A frame that comes after it on the same port, and teaches the bridge in any case, says when to look.
+    static MARKS: AtomicU8 = AtomicU8::new(1);
+    let mark = [2, 0xaa, 0, 0, 0, MARKS.fetch_add(1, Ordering::Relaxed)];
+    pod.run(|| {
+        send_frame("eth0", &ethernet(control, source, 0x88cc));
+        send_frame("eth0", &ethernet([0xff; 6], mark, 0x88b5));
+    });
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let learnt = forwarding_database();
+        if learnt.contains(&hardware(mark)) {
+            return learnt.contains(&hardware(source));
+        }
+        assert!(Instant::now() < deadline, "the bridge learns nothing");
+        std::thread::yield_now();
+    }
+}
+
+fn hardware(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn forwarding_database() -> String {
+    let output = Command::new("bridge")
+        .args(["fdb", "show", "br", "cni0"])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
+    let mut frame = [to, from].concat();
+    frame.extend(kind.to_be_bytes());
+    frame.resize(60, 0);
+    frame
+}
+
+/// Sends a whole frame from an interface of the calling thread's namespace.
+fn send_frame(interface: &str, frame: &[u8]) {
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let mut interfaces = nix::ifaddrs::getifaddrs().unwrap();
+    let address = interfaces
+        .find_map(|found| {
+            let address = *found.address?.as_link_addr()?;
+            (found.interface_name == interface).then_some(address)
+        })
+        .unwrap();
+    let sent = sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty()).unwrap();
+    assert_eq!(sent, frame.len());
+}
+
+#[test]
+fn frames_to_control_addresses_do_not_teach_an_enforcing_bridge() {
+    const NAME: &str = "frames_to_control_addresses_do_not_teach_an_enforcing_bridge";
+    in_fresh_namespace("link", NAME, || {
+        let pod = Namespace::new();
+        bridge("cni0");
+        pod.plug("veth0a", Some("cni0"), MAC_A, &["10.244.1.5/24"]);
+        let mut scanner = Scanner::open().unwrap();
+        let index = if_nametoindex("cni0").unwrap();
+        let lldp = [1, 0x80, 0xc2, 0, 0, 0x0e];
+        let other = [1, 0x80, 0xc2, 0, 0, 3];
+
+        let before = [
+            teaches(&pod, lldp, [2, 0xbb, 0, 0, 0, 1]),
+            teaches(&pod, other, [2, 0xbb, 0, 0, 0, 2]),
+        ];
+        scanner
+            .set_bridge(index, BridgeSettings::ENFORCING)
             .unwrap();
-        assert_eq!(observer.scanner.bridge_netfilter(index).unwrap(), off);
+        let after = [
+            teaches(&pod, lldp, [2, 0xbb, 0, 0, 0, 3]),
+            teaches(&pod, other, [2, 0xbb, 0, 0, 0, 4]),
+        ];
+
+        assert_eq!((before, after), ([true; 2], [false; 2]));
     });
 }
 
@@ -471,7 +571,7 @@ fn names_what_is_not_a_bridge() {
         let mut scanner = Scanner::open().unwrap();
 
         let error = scanner
-            .set_bridge_netfilter(1, BridgeNetfilter::ON)
+            .set_bridge(1, BridgeSettings::ENFORCING)
             .unwrap_err();
 
         assert_eq!(error.to_string(), "cannot find a bridge with number 1");

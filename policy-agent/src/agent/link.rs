@@ -1,5 +1,5 @@
-//! The thread that watches interfaces: pods for the graph, facts of the host for the applier, and the netfilter
-//! switches of pod bridges, which it keeps on.
+//! The thread that watches interfaces: pods for the graph, facts of the host for the applier, and the settings of pod
+//! bridges, which it keeps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use smol_str::SmolStr;
 use towpath_core::model::{
     InterfaceName, MacAddress, Object, ObjectKey, ObservedInterface, Update,
 };
 use towpath_dataplane::link::{
-    BridgeNetfilter, Inventory, NetlinkError, PodFilter, Scan, Scanner, Waker, Watcher,
+    BridgeSettings, Interface, Inventory, NetlinkError, PodFilter, Scan, Scanner, Waker, Watcher,
     bridge_netfilter_available,
 };
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::Condition;
 use tracing::{debug, info, warn};
 
+use super::bridges::PodBridges;
 use super::event::Event;
 use super::state::StateDirectory;
 
@@ -99,10 +99,9 @@ pub(super) struct LinkThread {
     filter: PodFilter,
     inventory: Inventory,
     control: LinkControl,
-    state: StateDirectory,
+    bridges: PodBridges,
     sender: SyncSender<Event>,
     scanned: Condition,
-    filtered: Condition,
     beat: Beat,
     /// What the graph knows of interfaces.
     told: BTreeMap<u32, ObservedInterface>,
@@ -145,16 +144,21 @@ impl LinkThread {
             beat,
         } = parts;
         let inventory = Inventory::new(filter.clone());
+        let bridges = PodBridges::new(
+            !filter.bridges.is_empty(),
+            state,
+            bridge_netfilter_available,
+            filtered,
+        );
         Ok(Self {
             scanner,
             watcher,
             filter,
             inventory,
             control,
-            state,
+            bridges,
             sender,
             scanned,
-            filtered,
             beat,
             told: BTreeMap::new(),
             told_host: None,
@@ -207,7 +211,7 @@ impl LinkThread {
         let snapshot = self.scanner.discover()?;
         self.inventory = Inventory::new(self.filter.clone());
         self.inventory.apply(Scan::Full(snapshot));
-        self.assert_bridges();
+        self.keep_bridges();
         let pods = self.inventory.pods().count();
         info!(pods, "looked at all interfaces");
         self.scanned.met();
@@ -234,8 +238,8 @@ impl LinkThread {
                 are_bridges_changed |= self.inventory.apply(scan).are_pod_bridges_changed;
             }
         }
-        if are_bridges_changed {
-            self.assert_bridges();
+        if are_bridges_changed || self.bridges.is_module_changed() {
+            self.keep_bridges();
         }
         if wakeup.events.is_empty() {
             return Ok(Turn::Goes);
@@ -310,7 +314,8 @@ impl LinkThread {
 
     fn host(&self) -> HostFacts {
         let bridges = self.inventory.pod_bridges().filter_map(|bridge| {
-            let is_filtered = bridge.bridge_netfilter == Some(BridgeNetfilter::ON);
+            let settings = bridge.bridge_settings;
+            let is_filtered = settings.is_some_and(BridgeSettings::is_filtered);
             let name = bridge.name.parse().ok()?;
             Some(BridgeFacts { name, is_filtered })
         });
@@ -351,64 +356,13 @@ impl LinkThread {
             .collect()
     }
 
-    /// Switches netfilter on for every pod bridge, and says whether their traffic can be judged.
-    fn assert_bridges(&mut self) {
-        if self.filter.bridges.is_empty() {
-            self.filtered.met();
-            return;
-        }
-        match bridge_netfilter_available() {
-            Ok(true) => {}
-            Ok(false) => {
-                let reason = "the kernel module br_netfilter is missing; load it on the host";
-                if self.filtered.unmet(reason) {
-                    warn!("{reason}");
-                }
-                return;
-            }
-            Err(error) => {
-                self.filtered.unmet(chain(&error));
-                return;
-            }
-        }
-        let wrong: Vec<(u32, SmolStr, Option<BridgeNetfilter>)> = self
-            .inventory
-            .pod_bridges()
-            .filter(|bridge| bridge.bridge_netfilter != Some(BridgeNetfilter::ON))
-            .map(|bridge| (bridge.index, bridge.name.clone(), bridge.bridge_netfilter))
-            .collect();
-        let mut faults = Vec::new();
-        for (index, name, before) in wrong {
-            if let Err(fault) = self.switch_on(index, &name, before) {
-                warn!(bridge = %name, error = fault, "cannot switch netfilter on");
-                faults.push(format!("{name}: {fault}"));
-            }
-        }
-        if faults.is_empty() {
-            self.filtered.met();
-        } else {
-            self.filtered.unmet(faults.join(", "));
-        }
-    }
-
-    fn switch_on(
-        &mut self,
-        index: u32,
-        name: &str,
-        before: Option<BridgeNetfilter>,
-    ) -> Result<(), String> {
-        if let Some(before) = before {
-            self.state
-                .record_bridge(name, before)
-                .map_err(|error| chain(&error))?;
-        }
-        let switched = self
-            .scanner
-            .set_bridge_netfilter(index, BridgeNetfilter::ON);
-        switched.map_err(|error| chain(&error))?;
-        info!(bridge = %name, "switched netfilter on, so that traffic between its ports is judged");
-        // The inventory learns it from the event that the change itself makes.
-        Ok(())
+    /// Sets up every pod bridge, and says whether its traffic can be judged.
+    fn keep_bridges(&mut self) {
+        let bridges: Vec<Interface> = self.inventory.pod_bridges().cloned().collect();
+        let scanner = &mut self.scanner;
+        self.bridges.keep(&bridges, &mut |index, wanted| {
+            scanner.set_bridge(index, wanted)
+        });
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod answers;
 pub(crate) mod backend;
+mod bridges;
 pub mod config;
 mod denied;
 mod event;

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use towpath_dataplane::link::BridgeNetfilter;
+use towpath_dataplane::link::BridgeSettings;
 
 const LOCK: &str = "agent.lock";
 const CHANGES: &str = "changes.json";
@@ -55,15 +55,17 @@ pub struct StateDirectory {
 #[serde(rename_all = "camelCase")]
 struct Changes {
     /// Settings of bridges from before, by name.
-    bridges: BTreeMap<String, Switches>,
+    bridges: BTreeMap<String, Settings>,
 }
 
-/// The netfilter switches of a bridge.
+/// The settings of a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Switches {
+struct Settings {
     nf_call_iptables: bool,
     nf_call_ip6tables: bool,
+    /// Missing where an agent that did not change it wrote the file.
+    no_linklocal_learn: Option<bool>,
 }
 
 impl StateDirectory {
@@ -104,25 +106,34 @@ impl StateDirectory {
     }
 
     /// The settings of bridges from before the agent changed them.
-    pub fn bridges(&self) -> impl Iterator<Item = (&str, BridgeNetfilter)> {
-        self.changes.bridges.iter().map(|(name, switches)| {
-            let ipv4 = switches.nf_call_iptables;
-            let ipv6 = switches.nf_call_ip6tables;
-            (name.as_str(), BridgeNetfilter { ipv4, ipv6 })
+    pub fn bridges(&self) -> impl Iterator<Item = (&str, BridgeSettings)> {
+        self.changes.bridges.iter().map(|(name, settings)| {
+            let before = BridgeSettings {
+                nf_call_iptables: settings.nf_call_iptables,
+                nf_call_ip6tables: settings.nf_call_ip6tables,
+                // The kernel's default.
+                no_linklocal_learn: settings.no_linklocal_learn.unwrap_or(false),
+            };
+            (name.as_str(), before)
         })
     }
 
     /// Remembers the settings of a bridge from before its first change; later ones are our own.
     /// Called before the change, so that a crash in between loses nothing.
-    pub fn record_bridge(&mut self, name: &str, before: BridgeNetfilter) -> Result<(), StateError> {
-        if self.changes.bridges.contains_key(name) {
-            return Ok(());
+    pub fn record_bridge(&mut self, name: &str, before: BridgeSettings) -> Result<(), StateError> {
+        let learn = Some(before.no_linklocal_learn);
+        match self.changes.bridges.get_mut(name) {
+            Some(known) if known.no_linklocal_learn.is_some() => return Ok(()),
+            Some(known) => known.no_linklocal_learn = learn,
+            None => {
+                let settings = Settings {
+                    nf_call_iptables: before.nf_call_iptables,
+                    nf_call_ip6tables: before.nf_call_ip6tables,
+                    no_linklocal_learn: learn,
+                };
+                self.changes.bridges.insert(name.to_owned(), settings);
+            }
         }
-        let switches = Switches {
-            nf_call_iptables: before.ipv4,
-            nf_call_ip6tables: before.ipv6,
-        };
-        self.changes.bridges.insert(name.to_owned(), switches);
         self.write()
     }
 
@@ -187,9 +198,10 @@ fn read(path: &Path) -> Result<Changes, StateError> {
 mod tests {
     use super::*;
 
-    const OFF: BridgeNetfilter = BridgeNetfilter {
-        ipv4: false,
-        ipv6: false,
+    const OFF: BridgeSettings = BridgeSettings {
+        nf_call_iptables: false,
+        nf_call_ip6tables: false,
+        no_linklocal_learn: false,
     };
 
     #[test]
@@ -201,9 +213,32 @@ mod tests {
         drop(first);
 
         let mut second = StateDirectory::open(&path).unwrap();
-        second.record_bridge("cni0", BridgeNetfilter::ON).unwrap();
+        second
+            .record_bridge("cni0", BridgeSettings::ENFORCING)
+            .unwrap();
 
         assert_eq!(second.bridges().collect::<Vec<_>>(), [("cni0", OFF)]);
+    }
+
+    #[test]
+    fn a_setting_that_an_older_agent_left_alone_is_recorded_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = r#"{"bridges":{"cni0":{"nfCallIptables":true,"nfCallIp6tables":false}}}"#;
+        fs::write(directory.path().join(CHANGES), text).unwrap();
+        let mut state = StateDirectory::open(directory.path()).unwrap();
+
+        state
+            .record_bridge("cni0", BridgeSettings::ENFORCING)
+            .unwrap();
+        drop(state);
+        let state = StateDirectory::open(directory.path()).unwrap();
+
+        let before = BridgeSettings {
+            nf_call_iptables: true,
+            nf_call_ip6tables: false,
+            no_linklocal_learn: true,
+        };
+        assert_eq!(state.bridges().collect::<Vec<_>>(), [("cni0", before)]);
     }
 
     #[test]

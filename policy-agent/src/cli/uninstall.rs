@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use towpath_dataplane::link::{BridgeNetfilter, Interface, Scanner};
+use towpath_dataplane::link::{BridgeSettings, Interface, Scanner};
 use towpath_dataplane::nft::{Family, NetlinkBackend, Table};
 
 use super::error::{CommandError, Exit};
@@ -123,7 +123,7 @@ fn family(family: Family) -> &'static str {
 
 /// Gives bridges that still exist the settings from before.
 fn restore_bridges(state: &StateDirectory) -> Result<Vec<Done>, CommandError> {
-    let recorded: Vec<(&str, BridgeNetfilter)> = state.bridges().collect();
+    let recorded: Vec<(&str, BridgeSettings)> = state.bridges().collect();
     if recorded.is_empty() {
         return Ok(Vec::new());
     }
@@ -134,11 +134,8 @@ fn restore_bridges(state: &StateDirectory) -> Result<Vec<Done>, CommandError> {
         let is_it = |interface: &&Interface| interface.is_bridge() && interface.name == name;
         match interfaces.iter().find(is_it) {
             Some(bridge) => {
-                scanner.set_bridge_netfilter(bridge.index, before)?;
-                done.push(Done::new(
-                    "restored",
-                    format!("netfilter settings of bridge {name}"),
-                ));
+                scanner.set_bridge(bridge.index, before)?;
+                done.push(Done::new("restored", format!("settings of bridge {name}")));
             }
             None => done.push(Done::new("absent", format!("bridge {name}"))),
         }

@@ -1,14 +1,15 @@
-//! The netfilter switches of bridges.
+//! The settings of bridges on which enforcement depends.
 //!
-//! With them on, the inet hooks see the frames that a bridge forwards between its ports; without, policy between pods
-//! of one node would silently not exist. They are set per bridge, because the system-wide switch belongs to others.
+//! With the netfilter switches on, the inet hooks see the frames that a bridge forwards between its ports; without,
+//! policy between pods of one node would silently not exist. They are set per bridge, because the system-wide switch
+//! belongs to others.
 
 use super::decode::{
-    self, IFLA_BR_NF_CALL_IP6TABLES, IFLA_BR_NF_CALL_IPTABLES, IFLA_INFO_DATA, IFLA_INFO_KIND,
-    IFLA_LINKINFO, RTM_NEWLINK,
+    self, BR_BOOLOPT_NO_LL_LEARN, IFLA_BR_MULTI_BOOLOPT, IFLA_BR_NF_CALL_IP6TABLES,
+    IFLA_BR_NF_CALL_IPTABLES, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, RTM_NEWLINK,
 };
 use super::error::NetlinkError;
-use super::model::{BridgeNetfilter, Interface};
+use super::model::{BridgeSettings, Interface};
 use super::scan::Scanner;
 use super::wire::{NLM_F_ACK, Request};
 
@@ -23,50 +24,39 @@ pub fn bridge_netfilter_available() -> Result<bool, NetlinkError> {
 }
 
 impl Scanner {
-    /// Sets the netfilter switches of a bridge, unless they already are as `wanted`, and reads them back.
+    /// Sets a bridge as `wanted`, unless it already is so, and reads the settings back.
     ///
     /// Returns the values from before, for the uninstall to restore.
-    pub fn set_bridge_netfilter(
+    pub fn set_bridge(
         &mut self,
         index: u32,
-        wanted: BridgeNetfilter,
-    ) -> Result<BridgeNetfilter, NetlinkError> {
-        let (bridge, before) = self.switches(index)?;
+        wanted: BridgeSettings,
+    ) -> Result<BridgeSettings, NetlinkError> {
+        let (bridge, before) = self.settings(index)?;
         if before == wanted {
             return Ok(before);
         }
-        let request = Request::new(RTM_NEWLINK, NLM_F_ACK, &decode::link_header(index)).nested(
-            IFLA_LINKINFO,
-            |link| {
-                link.attribute(IFLA_INFO_KIND, b"bridge")
-                    .nested(IFLA_INFO_DATA, |switches| {
-                        switches
-                            .attribute(IFLA_BR_NF_CALL_IPTABLES, &[u8::from(wanted.ipv4)])
-                            .attribute(IFLA_BR_NF_CALL_IP6TABLES, &[u8::from(wanted.ipv6)])
-                    })
-            },
-        );
         self.socket.exchange(
-            "set netfilter switches of",
+            "set up",
             format_args!("bridge {}", bridge.name),
-            request,
+            request(index, wanted),
             |_| {},
         )?;
-        if self.switches(index)?.1 != wanted {
+        if self.settings(index)?.1 != wanted {
             return Err(NetlinkError::NotKept {
                 object: format!("bridge {}", bridge.name),
-                setting: "nf_call_iptables and nf_call_ip6tables",
+                setting: "nf_call_iptables, nf_call_ip6tables and no_linklocal_learn",
             });
         }
         Ok(before)
     }
 
-    /// Reads the netfilter switches of a bridge.
-    pub fn bridge_netfilter(&mut self, index: u32) -> Result<BridgeNetfilter, NetlinkError> {
-        self.switches(index).map(|(_, switches)| switches)
+    /// Reads the settings of a bridge.
+    pub fn bridge_settings(&mut self, index: u32) -> Result<BridgeSettings, NetlinkError> {
+        self.settings(index).map(|(_, settings)| settings)
     }
 
-    fn switches(&mut self, index: u32) -> Result<(Interface, BridgeNetfilter), NetlinkError> {
+    fn settings(&mut self, index: u32) -> Result<(Interface, BridgeSettings), NetlinkError> {
         let interface = self
             .interface(index)?
             .filter(Interface::is_bridge)
@@ -76,12 +66,34 @@ impl Scanner {
                 detail: String::new(),
                 source: nix::errno::Errno::ENODEV,
             })?;
-        let switches = interface
-            .bridge_netfilter
-            .ok_or(NetlinkError::Unsupported {
-                feature: "netfilter switches of bridges",
-                remedy: "build it with CONFIG_BRIDGE_NETFILTER",
-            })?;
-        Ok((interface, switches))
+        let settings = interface.bridge_settings.ok_or(NetlinkError::Unsupported {
+            feature: "netfilter switches of bridges",
+            remedy: "Linux 5.0 or later with CONFIG_BRIDGE_NETFILTER is needed",
+        })?;
+        Ok((interface, settings))
     }
+}
+
+fn request(index: u32, wanted: BridgeSettings) -> Request {
+    // `struct br_boolopt_multi`: the values, then which of them are meant.
+    let mut options = [0; 8];
+    let learn = u32::from(wanted.no_linklocal_learn) * BR_BOOLOPT_NO_LL_LEARN;
+    options[..4].copy_from_slice(&learn.to_ne_bytes());
+    options[4..].copy_from_slice(&BR_BOOLOPT_NO_LL_LEARN.to_ne_bytes());
+    let header = decode::link_header(index);
+    Request::new(RTM_NEWLINK, NLM_F_ACK, &header).nested(IFLA_LINKINFO, |link| {
+        link.attribute(IFLA_INFO_KIND, b"bridge")
+            .nested(IFLA_INFO_DATA, |settings| {
+                settings
+                    .attribute(
+                        IFLA_BR_NF_CALL_IPTABLES,
+                        &[u8::from(wanted.nf_call_iptables)],
+                    )
+                    .attribute(
+                        IFLA_BR_NF_CALL_IP6TABLES,
+                        &[u8::from(wanted.nf_call_ip6tables)],
+                    )
+                    .attribute(IFLA_BR_MULTI_BOOLOPT, &options)
+            })
+    })
 }

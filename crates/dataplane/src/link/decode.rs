@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smol_str::SmolStr;
 
-use super::model::{BridgeNetfilter, Interface, NamespaceId, Peer};
+use super::model::{BridgeSettings, Interface, NamespaceId, Peer};
 use super::wire::{Attributes, array_at, i32_at, text, u32_at};
 
 pub(super) const RTM_NEWLINK: u16 = 16;
@@ -29,6 +29,9 @@ pub(super) const IFLA_INFO_KIND: u16 = 1;
 pub(super) const IFLA_INFO_DATA: u16 = 2;
 pub(super) const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
 pub(super) const IFLA_BR_NF_CALL_IP6TABLES: u16 = 37;
+pub(super) const IFLA_BR_MULTI_BOOLOPT: u16 = 46;
+/// The option's bit in `struct br_boolopt_multi`.
+pub(super) const BR_BOOLOPT_NO_LL_LEARN: u32 = 1;
 pub(super) const IFA_ADDRESS: u16 = 1;
 pub(super) const IFA_LOCAL: u16 = 2;
 pub(super) const IFA_FLAGS: u16 = 8;
@@ -81,7 +84,7 @@ pub(super) fn link(payload: &[u8]) -> Option<LinkRecord> {
         mtu: 0,
         is_up: u32_at(payload, 8)? & IFF_UP != 0,
         peer: None,
-        bridge_netfilter: None,
+        bridge_settings: None,
     };
     let (mut link, mut link_nsid, mut target) = (None, None, None);
     for (kind, value) in Attributes(payload.get(LINK_HEADER..)?) {
@@ -111,7 +114,7 @@ pub(super) fn link(payload: &[u8]) -> Option<LinkRecord> {
     })
 }
 
-/// Reads `IFLA_LINKINFO`: the kind, and the netfilter switches of a bridge.
+/// Reads `IFLA_LINKINFO`: the kind, and the settings of a bridge.
 fn read_kind(value: &[u8], interface: &mut Interface) {
     let mut details = None;
     for (kind, value) in Attributes(value) {
@@ -124,18 +127,24 @@ fn read_kind(value: &[u8], interface: &mut Interface) {
     if !interface.is_bridge() {
         return;
     }
-    let (mut ipv4, mut ipv6) = (None, None);
+    let (mut ipv4, mut ipv6, mut no_linklocal_learn) = (None, None, None);
     for (kind, value) in Attributes(details.unwrap_or_default()) {
         match kind {
             IFLA_BR_NF_CALL_IPTABLES => ipv4 = value.first(),
             IFLA_BR_NF_CALL_IP6TABLES => ipv6 = value.first(),
+            // `struct br_boolopt_multi`: values, then which of them are known.
+            IFLA_BR_MULTI_BOOLOPT => {
+                no_linklocal_learn =
+                    u32_at(value, 0).map(|options| options & BR_BOOLOPT_NO_LL_LEARN != 0);
+            }
             _ => {}
         }
     }
-    if let (Some(ipv4), Some(ipv6)) = (ipv4, ipv6) {
-        interface.bridge_netfilter = Some(BridgeNetfilter {
-            ipv4: *ipv4 != 0,
-            ipv6: *ipv6 != 0,
+    if let (Some(ipv4), Some(ipv6), Some(no_linklocal_learn)) = (ipv4, ipv6, no_linklocal_learn) {
+        interface.bridge_settings = Some(BridgeSettings {
+            nf_call_iptables: *ipv4 != 0,
+            nf_call_ip6tables: *ipv6 != 0,
+            no_linklocal_learn,
         });
     }
 }

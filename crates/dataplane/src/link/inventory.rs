@@ -103,7 +103,7 @@ impl Inventory {
         &self.host_addresses
     }
 
-    /// The pod bridges that exist, with their netfilter switches.
+    /// The pod bridges that exist, with their settings.
     pub fn pod_bridges(&self) -> impl Iterator<Item = &Interface> {
         self.interfaces
             .values()
@@ -271,7 +271,7 @@ mod tests {
             mtu: 1450,
             is_up: true,
             peer: None,
-            bridge_netfilter: None,
+            bridge_settings: None,
         }
     }
 

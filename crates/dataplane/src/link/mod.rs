@@ -21,7 +21,7 @@ pub use bridge::bridge_netfilter_available;
 pub use error::NetlinkError;
 pub use inventory::{Changes, Inventory, PodChange};
 pub use model::{
-    BridgeNetfilter, HostAddress, Interface, NamespaceId, Peer, PeerFacts, PodFilter, PodInterface,
+    BridgeSettings, HostAddress, Interface, NamespaceId, Peer, PeerFacts, PodFilter, PodInterface,
     Scan, Snapshot,
 };
 pub use scan::Scanner;

@@ -38,21 +38,30 @@ pub struct Peer {
     pub index: u32,
 }
 
-/// The switches that hand a bridge's frames to the inet hooks.
+/// The settings of a bridge on which enforcement depends, under the kernel's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BridgeNetfilter {
-    /// `nf_call_iptables`: IPv4.
-    pub ipv4: bool,
-    /// `nf_call_ip6tables`: IPv6.
-    pub ipv6: bool,
+pub struct BridgeSettings {
+    /// Hands IPv4 frames to the inet hooks.
+    pub nf_call_iptables: bool,
+    /// Hands IPv6 frames to the inet hooks.
+    pub nf_call_ip6tables: bool,
+    /// Keeps frames to the bridge's control addresses (spanning tree, LLDP) from teaching it their source: it takes
+    /// some of them before every hook.
+    pub no_linklocal_learn: bool,
 }
 
-impl BridgeNetfilter {
-    /// Both switches on: what enforcement needs.
-    pub const ON: Self = Self {
-        ipv4: true,
-        ipv6: true,
+impl BridgeSettings {
+    /// What enforcement needs.
+    pub const ENFORCING: Self = Self {
+        nf_call_iptables: true,
+        nf_call_ip6tables: true,
+        no_linklocal_learn: true,
     };
+
+    /// Whether the inet hooks see what the bridge forwards, as far as its settings decide it.
+    pub fn is_filtered(self) -> bool {
+        self.nf_call_iptables && self.nf_call_ip6tables
+    }
 }
 
 /// An interface of this namespace.
@@ -74,8 +83,8 @@ pub struct Interface {
     pub is_up: bool,
     /// The other end, if it is a veth into another live namespace.
     pub peer: Option<Peer>,
-    /// The netfilter switches, if it is a bridge and the kernel has them.
-    pub bridge_netfilter: Option<BridgeNetfilter>,
+    /// The settings of a bridge, if it is one and the kernel has all of them.
+    pub bridge_settings: Option<BridgeSettings>,
 }
 
 impl Interface {
