@@ -54,7 +54,7 @@ use self::server::{Served, Server};
 use self::source::SourceFeed;
 use self::state::{StateDirectory, StateError};
 use self::thread::{Guard, spawn};
-use crate::applier::{Applier, ApplierHandle, ApplyError, Report};
+use crate::applier::{Applier, ApplierHandle, ApplyError, Marker, Report};
 
 /// A loop that has not turned for so long is stuck.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -171,7 +171,8 @@ impl Agent {
         let control = link.control();
         let opened = backend::open(config).map_err(AgentError::Backend)?;
         let monitored = opened.port.filter(|_| !opened.options.table_flags.owner);
-        let (applier, applier_thread) = start_applier(opened, &sender, health.beat("applier"))?;
+        let (applier, applier_thread) =
+            start_applier(config, opened, &sender, health.beat("applier"))?;
         let parts = GraphParts {
             receiver,
             applier: applier.clone(),
@@ -233,6 +234,7 @@ fn link_parts(
 }
 
 fn start_applier(
+    config: &Config,
     opened: Opened,
     sender: &SyncSender<Event>,
     beat: Beat,
@@ -245,7 +247,18 @@ fn start_applier(
         name: "applier",
         source,
     };
-    ApplierHandle::start(Applier::new(backend, options), report).map_err(failed)
+    let unread = |source| StateError::File {
+        action: "read the marker in",
+        path: config.state_directory.clone(),
+        source,
+    };
+    let (marker, places) = Marker::open(&config.state_directory).map_err(unread)?;
+    let mut applier = Applier::new(backend, options).noting(marker);
+    if let Some(mut places) = places {
+        places.interfaces.extend(config.pod_bridges.iter().cloned());
+        applier = applier.guarding(places);
+    }
+    ApplierHandle::start(applier, report).map_err(failed)
 }
 
 /// What the applier reports, as events of the graph.

@@ -1,4 +1,5 @@
-//! What outlives the agent on disk: a lock against a second agent, and the bridge settings to restore.
+//! What outlives the agent on disk: a lock against a second agent, and the bridge settings to restore. The applier's
+//! marker lies beside them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use towpath_dataplane::link::BridgeSettings;
+
+use crate::applier::MARKER;
 
 const LOCK: &str = "agent.lock";
 const CHANGES: &str = "changes.json";
@@ -139,7 +142,7 @@ impl StateDirectory {
 
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        for name in [CHANGES, LOCK] {
+        for name in [CHANGES, MARKER, LOCK] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -259,6 +262,7 @@ mod tests {
         let path = directory.path().join("state");
         let mut state = StateDirectory::open(&path).unwrap();
         state.record_bridge("cni0", OFF).unwrap();
+        fs::write(path.join(MARKER), "{}").unwrap();
 
         state.remove().unwrap();
 

@@ -4,6 +4,8 @@
 //! sleeps. What cannot be changed is replaced: both tables in one batch, so that no packet ever meets no rules. When
 //! replacing fails too often the error is final, and the process ends rather than run open.
 
+mod guard;
+mod marker;
 mod pending;
 mod thread;
 mod verify;
@@ -19,6 +21,10 @@ use tracing::{info, warn};
 use crate::layout::{Capacities, LayoutOptions, NodeFacts, TableId};
 use crate::render::{self, Counts, FactSets};
 
+use guard::Guard;
+
+pub use guard::PodPlaces;
+pub use marker::{MARKER, Marker};
 pub use pending::Pending;
 pub use thread::{ApplierHandle, Report};
 pub use verify::Drift;
@@ -46,6 +52,8 @@ pub struct Applier {
     failures: u32,
     /// The last failure, in words, while `failures` is above 0.
     failure: String,
+    guard: Option<Guard>,
+    marker: Option<Marker>,
 }
 
 /// What was taken from the queue and is not committed as a whole.
@@ -127,6 +135,33 @@ impl Applier {
             must_replace: true,
             failures: 0,
             failure: String::new(),
+            guard: None,
+            marker: None,
+        }
+    }
+
+    /// Closes these pods with the first [`Self::step`] if no tables are there.
+    #[must_use]
+    pub fn guarding(mut self, places: PodPlaces) -> Self {
+        self.guard = Some(Guard::new(places));
+        self
+    }
+
+    /// Notes on disk what is in force, when [`Self::remember`] is called.
+    #[must_use]
+    pub fn noting(mut self, marker: Marker) -> Self {
+        self.marker = Some(marker);
+        self
+    }
+
+    /// Writes the marker if what stands in it is not in force any more. Takes a moment when it does.
+    pub fn remember(&mut self) {
+        if self.generation == 0 {
+            return;
+        }
+        let places = self.places();
+        if let Some(marker) = &mut self.marker {
+            marker.note(places);
         }
     }
 
@@ -174,6 +209,9 @@ impl Applier {
 
     /// One attempt at one batch, or more while they succeed.
     pub fn step(&mut self) -> Result<Step, ApplyError> {
+        if let Some(wait) = self.load_guard()? {
+            return Ok(Step::Retry(wait));
+        }
         while self.job.is_some() {
             self.prepare();
             let started = Instant::now();

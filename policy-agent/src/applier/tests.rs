@@ -1,6 +1,6 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
-use towpath_dataplane::nft::FakeKernel;
+use towpath_dataplane::nft::{Chain, FakeKernel, Name, Rule, RuleVerdict, Statement};
 
 use super::*;
 use crate::layout::SetId;
@@ -295,6 +295,39 @@ fn a_table_that_is_gone_comes_back() {
 }
 
 #[test]
+fn other_rules_lead_to_a_replacement() {
+    let (inet, forward) = (TableId::Inet.table(), "forward".parse::<Name>().unwrap());
+    let accept = Rule {
+        statements: vec![Statement::Verdict(RuleVerdict::Accept)],
+    };
+    let foreign = Chain {
+        name: "foreign".parse().unwrap(),
+        base: None,
+    };
+    for change in [
+        Operation::AddRule(inet.clone(), forward.clone(), accept),
+        Operation::FlushChain(inet.clone(), forward),
+        Operation::AddChain(inet, foreign),
+    ] {
+        let mut kernel = FakeKernel::new();
+        let mut applier = applier(&kernel);
+        applier.enqueue(change_with_peer(1));
+        settle(&mut applier).unwrap();
+        let wanted = kernel.dump().unwrap();
+        let operations = vec![change];
+        kernel.commit(&Transaction { operations }).unwrap();
+        assert_ne!(kernel.dump().unwrap(), wanted);
+
+        let drift = applier.verify().unwrap();
+        settle(&mut applier).unwrap();
+
+        assert!(drift.is_torn);
+        assert_eq!(kernel.dump().unwrap(), wanted);
+        assert!(applier.verify().unwrap().is_none());
+    }
+}
+
+#[test]
 fn the_thread_applies_verifies_and_ends() {
     let kernel = FakeKernel::new();
     let (sender, reports) = std::sync::mpsc::channel();
@@ -326,6 +359,10 @@ fn the_thread_applies_verifies_and_ends() {
         "{verified:?}"
     );
     assert!(kernel.clone().has_table(&TableId::Inet.table()).unwrap());
+}
+
+fn change_with_peer(generation: u64) -> Pending {
+    change(generation, vec![phase_with_peer()])
 }
 
 fn phase_with_peer() -> Phase {

@@ -27,9 +27,9 @@ pub enum Report {
         /// The last one, in words.
         failure: String,
     },
-    /// The sets were read back.
+    /// The tables were read back.
     Verified(Drift),
-    /// The sets could not be read back.
+    /// The tables could not be read back.
     Unverified(CommitError),
     /// The applier has given up and the thread has ended: end the process.
     Failed(ApplyError),
@@ -88,7 +88,7 @@ impl ApplierHandle {
         self.tell(|inbox| inbox.pending.facts = Some(facts));
     }
 
-    /// Asks for the sets to be read back and brought right.
+    /// Asks for the tables to be read back and brought right.
     pub fn verify(&self) {
         self.tell(|inbox| inbox.verify = true);
     }
@@ -143,6 +143,10 @@ struct Runner<R> {
 
 impl<R: FnMut(Report)> Runner<R> {
     fn run(mut self) {
+        // What a start without tables needs does not wait for the first change.
+        if !self.settle() {
+            return;
+        }
         loop {
             (self.report)(Report::Alive);
             let inbox = self.mailbox.take();
@@ -171,7 +175,10 @@ impl<R: FnMut(Report)> Runner<R> {
         loop {
             match self.applier.step() {
                 Ok(Step::Idle) => return true,
-                Ok(Step::Applied(applied)) => (self.report)(Report::Applied(applied)),
+                Ok(Step::Applied(applied)) => {
+                    (self.report)(Report::Applied(applied));
+                    self.applier.remember();
+                }
                 Ok(Step::Retry(wait)) => {
                     if let Some((failures, failure)) = self.applier.failure() {
                         let failure = failure.to_owned();

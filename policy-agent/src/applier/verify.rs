@@ -1,10 +1,11 @@
-//! Reads our sets back and prepares what brings them right.
+//! Reads our tables back and prepares what brings them right: an element is repaired, for all else both tables are
+//! replaced.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use towpath_dataplane::nft::{CommitError, Element, ElementValue, SetKey};
+use tracing::warn;
 
 use super::{Applier, Job};
 use crate::layout::{SetId, TableId};
@@ -17,7 +18,7 @@ pub struct Drift {
     pub missing: usize,
     /// Elements that should not be there.
     pub surplus: usize,
-    /// A table or set is missing altogether.
+    /// A table, set or chain is missing, or a chain has other rules than it should: the tables are replaced.
     pub is_torn: bool,
 }
 
@@ -29,11 +30,16 @@ impl Drift {
 }
 
 impl Applier {
-    /// Compares every set with what it should hold. Differences become the next batch: call [`Applier::step`] after.
-    /// Does nothing while something else is at hand or before the first commit.
+    /// Compares every set and chain with what it should hold. Differences become the next batch: call
+    /// [`Applier::step`] after. Does nothing while something else is at hand. Before the first commit only the guard is
+    /// looked after.
     pub fn verify(&mut self) -> Result<Drift, CommitError> {
         let mut drift = Drift::default();
-        if self.job.is_some() || self.must_replace {
+        if self.job.is_some() {
+            return Ok(drift);
+        }
+        if self.must_replace {
+            drift.is_torn = self.is_guard_lost()?;
             return Ok(drift);
         }
         let mut wanted = render::all_elements(&self.tables, &self.fact_sets);
@@ -50,6 +56,7 @@ impl Applier {
         for table in TableId::ALL.map(TableId::table) {
             drift.is_torn |= !self.backend.has_table(&table)?;
         }
+        drift.is_torn |= self.are_fixed_parts_wrong()?;
         if !drift.is_none() {
             self.must_replace = drift.is_torn;
             self.job = Some(Job {
@@ -64,6 +71,35 @@ impl Applier {
         }
         Ok(drift)
     }
+
+    /// Compares what cannot be repaired one by one.
+    fn are_fixed_parts_wrong(&mut self) -> Result<bool, CommitError> {
+        let mut are_wrong = false;
+        for (table, fixed) in render::fixed(&self.tables, &self.options) {
+            let chains = self.backend.different_chains(&table, &fixed.chains)?;
+            if !chains.is_empty() {
+                let family = table.family;
+                warn!(
+                    ?family,
+                    chains = chains.join(", "),
+                    "chains are not ours any more"
+                );
+                are_wrong = true;
+            }
+            for (name, wanted) in fixed.class_lists {
+                let found = self.backend.elements(&table, &name)?;
+                if found.is_none_or(|found| keys(found) != keys(wanted)) {
+                    warn!(ip_set = %name, "a list of classes is not ours any more");
+                    are_wrong = true;
+                }
+            }
+        }
+        Ok(are_wrong)
+    }
+}
+
+fn keys(elements: Vec<Element>) -> BTreeSet<SetKey> {
+    elements.into_iter().map(|element| element.key).collect()
 }
 
 fn compare(

@@ -34,18 +34,27 @@ impl FactSets {
         for port in open_ports(tables) {
             sets.insert(SetId::OpenPorts, [interface(port)]);
         }
-        // Nested blocks would be refused as overlapping ranges.
-        let networks: Vec<IpNet> = tables.pod_networks.keys().copied().collect();
-        for network in IpNet::aggregate(&networks) {
+        for network in disjoint(tables.pod_networks.keys().copied()) {
             let version = IpVersion::of(network.network());
-            let targets = (version == IpVersion::V6).then_some(SetId::PodTargets);
-            let sets_of = [
-                SetId::PodNetworks(version),
-                SetId::BridgePodNetworks(version),
-            ];
-            for set in sets_of.into_iter().chain(targets) {
-                sets.sets.entry(set).or_default().insert(range(&network));
+            sets.network(SetId::PodNetworks(version), &network);
+            sets.network(SetId::BridgePodNetworks(version), &network);
+            if version == IpVersion::V6 {
+                sets.network(SetId::PodTargets, &network);
             }
+        }
+        sets
+    }
+
+    /// Pods' networks and interfaces, and nothing that is known of a single pod.
+    pub(super) fn guard(
+        networks: impl IntoIterator<Item = IpNet>,
+        interfaces: &BTreeSet<InterfaceName>,
+    ) -> Self {
+        let mut sets = Self::default();
+        sets.interfaces(SetId::PodInterfaces, interfaces);
+        for network in disjoint(networks) {
+            let version = IpVersion::of(network.network());
+            sets.network(SetId::PodNetworks(version), &network);
         }
         sets
     }
@@ -64,6 +73,10 @@ impl FactSets {
             .entry(set)
             .or_default()
             .insert(SetKey::Exact(key.into()));
+    }
+
+    fn network(&mut self, set: SetId, network: &IpNet) {
+        self.sets.entry(set).or_default().insert(range(network));
     }
 
     fn interfaces(&mut self, set: SetId, names: &BTreeSet<InterfaceName>) {
@@ -87,6 +100,12 @@ impl FactSets {
             }
         }
     }
+}
+
+/// Nested blocks would be refused as overlapping ranges.
+fn disjoint(networks: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
+    let networks: Vec<IpNet> = networks.into_iter().collect();
+    IpNet::aggregate(&networks)
 }
 
 /// Interfaces with endpoints whose ingress nothing restricts, all of them known.

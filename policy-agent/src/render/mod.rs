@@ -4,12 +4,15 @@
 //! [`crate::layout`].
 
 mod batch;
+mod chains;
 mod elements;
 mod facts;
 mod profiles;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+use towpath_core::model::InterfaceName;
 use towpath_core::tables::{Phase, Tables};
 use towpath_dataplane::nft::{
     Element, Operation, SetKey, TextError, Transaction, transaction_text,
@@ -17,6 +20,7 @@ use towpath_dataplane::nft::{
 
 use crate::layout::{Capacities, LayoutOptions, NodeFacts, SetId, layout};
 
+pub use chains::{Fixed, fixed};
 pub use facts::FactSets;
 
 use batch::Batch;
@@ -146,6 +150,18 @@ pub fn render_text(
 /// The facts and what follows from them and the tables, as sets.
 pub fn fact_sets(tables: &Tables, facts: &NodeFacts) -> FactSets {
     FactSets::new(tables, facts)
+}
+
+/// Adds our tables such that they know of no pod: whatever touches these networks and interfaces is closed, apart from
+/// connections that are established. Bridges are left alone, since their ports are not known either and a check of
+/// sources would end those connections.
+pub fn guard(
+    networks: impl IntoIterator<Item = IpNet>,
+    interfaces: &BTreeSet<InterfaceName>,
+    options: &LayoutOptions,
+) -> Transaction {
+    let sets = FactSets::guard(networks, interfaces);
+    replace(&Tables::default(), &sets, options).0
 }
 
 #[cfg(test)]
