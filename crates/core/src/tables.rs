@@ -32,7 +32,7 @@ impl ClassId {
     pub const NONE: Self = Self(0);
 }
 
-/// Name of a profile: a hash of its content, so equal profiles are one.
+/// Number of a profile. Equal profiles are one; a number is never given to another content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProfileId(pub u64);
 

@@ -103,21 +103,21 @@ fn policy(name: &str, tier: Tier, action: Action, peers: Peers, ports: Ports) ->
 /// Local pods, and `classes` remote ones each of which a rule of its own lets in on one of seven ports.
 fn world(classes: u32) -> CalcGraph {
     let mut graph = CalcGraph::new("here");
-    graph.apply(Update::Upsert(Object::Namespace(Namespace {
+    graph.apply(&Update::Upsert(Object::Namespace(Namespace {
         name: "team".into(),
         labels: [("kubernetes.io/metadata.name", "team")]
             .into_iter()
             .collect(),
     })));
     for index in 0..LOCAL {
-        graph.apply(pod(index, "here", ("on", "here".into())));
-        graph.apply(interface(index));
+        graph.apply(&pod(index, "here", ("on", "here".into())));
+        graph.apply(&interface(index));
     }
     for index in 0..classes {
         let app = format_smolstr!("app-{index}");
         let port = 5_000 + u16::try_from(index % 7).expect("below 7");
-        graph.apply(pod(1_000 + index, "there", ("app", app.clone())));
-        graph.apply(policy(
+        graph.apply(&pod(1_000 + index, "there", ("app", app.clone())));
+        graph.apply(&policy(
             &app,
             Tier::NETWORK_POLICY,
             Action::Accept,
@@ -182,7 +182,7 @@ fn wide_rules_over_many_classes_go_to_one_shared_profile() {
     let everybody = || workloads(Selector::everything());
     let np = Tier::NETWORK_POLICY;
     let many = (0..16).map(|index| (80 + index * 10, 80 + index * 10));
-    graph.apply(policy(
+    graph.apply(&policy(
         "wide",
         np.clone(),
         Action::Accept,
@@ -192,7 +192,7 @@ fn wide_rules_over_many_classes_go_to_one_shared_profile() {
     assert_small_and_right(&mut graph, "16 ports for every workload");
 
     let few = (0..10).map(|index| (53 + index * 10, 53 + index * 10));
-    graph.apply(policy(
+    graph.apply(&policy(
         "anybody",
         np,
         Action::Accept,
@@ -201,7 +201,7 @@ fn wide_rules_over_many_classes_go_to_one_shared_profile() {
     ));
     assert_small_and_right(&mut graph, "10 ports for anybody");
 
-    graph.apply(policy(
+    graph.apply(&policy(
         "deny",
         Tier::ADMIN,
         Action::Deny,
@@ -218,7 +218,7 @@ fn wide_rules_over_many_classes_go_to_one_shared_profile() {
 fn overlapping_ranges_stay_ranges() {
     let mut graph = world(100);
     for index in 0..200u16 {
-        graph.apply(policy(
+        graph.apply(&policy(
             &format!("range-{index}"),
             Tier::NETWORK_POLICY,
             Action::Accept,
@@ -234,7 +234,7 @@ fn overlapping_ranges_stay_ranges() {
 fn ten_thousand_rules_on_one_port_are_one_entry() {
     let mut graph = world(0);
     for index in 0..10_000 {
-        graph.apply(policy(
+        graph.apply(&policy(
             &format!("rule-{index}"),
             Tier::NETWORK_POLICY,
             Action::Accept,

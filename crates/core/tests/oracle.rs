@@ -40,7 +40,7 @@ fn check(world: &World, seed: u64) -> u64 {
     world
         .updates()
         .into_iter()
-        .for_each(|update| graph.apply(update));
+        .for_each(|update| graph.apply(&update));
     graph.flush();
     let tables = graph.tables();
     let evaluator = Evaluator::new(&cluster);

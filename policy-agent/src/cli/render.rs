@@ -133,7 +133,7 @@ fn render(cluster: Cluster, config: &Config) -> Result<Rendered, CommandError> {
                 .into_iter()
                 .map(|(_, interface)| Object::Interface(interface)),
         )
-        .for_each(|object| graph.apply(Update::Upsert(object)));
+        .for_each(|object| graph.apply(&Update::Upsert(object)));
     graph.flush();
     let options = layout_options(config, TableFlags::default());
     let text = render_text(&graph.tables(), &facts, &options)

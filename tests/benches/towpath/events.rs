@@ -60,7 +60,7 @@ impl Node {
     fn change(&mut self, updates: impl IntoIterator<Item = Update>) -> Result<f64> {
         let began = Instant::now();
         for update in updates {
-            self.graph.apply(update);
+            self.graph.apply(&update);
         }
         let delta = self.graph.flush();
         ensure!(!delta.phases.is_empty(), "the event changes nothing");
@@ -87,8 +87,8 @@ fn measure(report: &mut Report) -> Result<()> {
     let size = Size::LARGE;
     let mut graph = CalcGraph::new(worlds::NODE);
     let began = Instant::now();
-    worlds::updates(size).for_each(|update| graph.apply(update));
-    graph.apply(Update::Upsert(Object::Policy(worlds::wide_policy())));
+    worlds::updates(size).for_each(|update| graph.apply(&update));
+    graph.apply(&Update::Upsert(Object::Policy(worlds::wide_policy())));
     let delta = graph.flush();
     let computed = began.elapsed();
     let tables = graph.tables();

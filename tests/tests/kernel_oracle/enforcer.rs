@@ -120,7 +120,7 @@ impl Enforcer {
     pub(crate) fn start(kernel: &Kernel, updates: Vec<Update>) -> Result<Self> {
         let mut enforcer = Self::new(kernel)?;
         for update in updates {
-            enforcer.graph.apply(update);
+            enforcer.graph.apply(&update);
         }
         let delta = enforcer.graph.flush();
         enforcer.commit(delta)?;

@@ -104,7 +104,7 @@ impl Walk {
     fn step(&mut self, updates: Vec<Update>, seed: u64) -> Result<()> {
         let before = self.enforcer.graph.cluster().clone();
         for update in updates {
-            self.enforcer.graph.apply(update);
+            self.enforcer.graph.apply(&update);
         }
         let now = self.enforcer.graph.cluster().clone();
         let phases = self.enforcer.graph.flush().phases;

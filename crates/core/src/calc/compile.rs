@@ -99,11 +99,3 @@ fn regions(rules: &[CompiledRule], claimant: &Claimant) -> [PortSpace; 2] {
     }
     met.map(PortSpace::union_of)
 }
-
-/// Whether a signature meets any of these matchers (sorted).
-pub(super) fn is_met(signature: &Signature, matchers: &[MatcherId]) -> bool {
-    signature
-        .iter()
-        .flatten()
-        .any(|(id, _)| matchers.binary_search(id).is_ok())
-}

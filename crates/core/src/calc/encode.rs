@@ -5,12 +5,11 @@
 //! (*open*), as a whole in the hash maps (*closed*), or as rules of the profile, whichever is shortest.
 
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::port_space::{PortSpace, Ranges, contains, points, symmetric_difference};
 use crate::model::{Protocol, Verdict};
-use crate::tables::{ClassId, Profile, ProfileId, ProfilePorts, ProfileRule};
+use crate::tables::{ClassId, Profile, ProfilePorts, ProfileRule};
 
 /// Ports of the base that are written one by one; more make a profile.
 const BASE_POINTS: usize = 16;
@@ -26,7 +25,7 @@ pub(super) struct Encoded {
     pub(super) class_protocol: BTreeMap<(ClassId, Protocol), Verdict>,
     pub(super) class_any: BTreeMap<ClassId, Verdict>,
     pub(super) any: BTreeMap<(Protocol, u16), Verdict>,
-    pub(super) profile: Option<(ProfileId, Arc<Profile>)>,
+    pub(super) profile: Option<Arc<Profile>>,
     pub(super) default: Verdict,
 }
 
@@ -120,8 +119,7 @@ pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace
     }
     rules.extend(base_rules);
     if !rules.is_empty() {
-        let profile = Arc::new(Profile { rules });
-        encoded.profile = Some((profile_id(&profile), profile));
+        encoded.profile = Some(Arc::new(Profile { rules }));
     }
     encoded
 }
@@ -305,26 +303,4 @@ fn constant(ranges: &Ranges) -> Option<(bool, Vec<u16>)> {
         Some(holes) => Some((true, holes)),
         None => points(ranges, CLASS_POINTS).map(|ports| (false, ports)),
     }
-}
-
-/// FNV-1a, 64 bits: the same content has the same id in every run.
-struct Fnv(u64);
-
-impl Hasher for Fnv {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-}
-
-/// Name of a profile.
-pub(super) fn profile_id(profile: &Profile) -> ProfileId {
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    profile.hash(&mut hasher);
-    ProfileId(hasher.finish())
 }

@@ -9,13 +9,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::cidr::Partition;
 use super::class::is_nothing;
-use super::compile::{Claimant, Signature, allowed, is_met};
-use super::local::{Compiled, Local, Reader};
-use super::matcher::{Matcher, MatcherChanges, is_served, selects};
-use super::port_space::PortSpace;
+use super::compile::{Claimant, Signature};
+use super::local::{Local, Reader, Resolved};
+use super::matcher::{Matcher, MatcherChanges, is_served};
+use super::side::Rewritten;
 use super::transition::{Step, Written};
-use super::{CalcGraph, Dirty, Programmed, Side, endpoints_of};
-use crate::model::{Direction, NamespaceMatch};
+use super::{CalcGraph, Dirty, endpoints_of};
+use crate::model::{Direction, Endpoint, NamespaceMatch};
 use crate::tables::{ClassId, Delta, Phase};
 
 /// Where an address or block goes: first to a class with copies of its old verdicts, then to its own.
@@ -23,6 +23,15 @@ use crate::tables::{ClassId, Delta, Phase};
 struct Target {
     first: ClassId,
     last: ClassId,
+}
+
+/// An address that may have another class.
+struct Touched {
+    address: IpAddr,
+    old: ClassId,
+    /// Whether that class is its own, not its block's.
+    is_own: bool,
+    signature: Signature,
 }
 
 /// The classes that one flush hands out.
@@ -34,10 +43,13 @@ struct Moves {
     assigned: FxHashMap<(ClassId, ClassId), ClassId>,
     /// Class whose verdicts each of these copies.
     sources: BTreeMap<ClassId, ClassId>,
-    /// Classes that did not exist before.
+    /// Classes that did not exist before, or meant something else.
     fresh: Vec<ClassId>,
     peers: Vec<(IpAddr, Target)>,
 }
+
+/// What was written of the touched local addresses, ingress and egress.
+type Before = FxHashMap<IpAddr, [Arc<Written>; 2]>;
 
 impl CalcGraph {
     /// What has changed in the tables since the last flush.
@@ -53,13 +65,17 @@ impl CalcGraph {
         self.mark_users_of_names(&mut dirty);
         let mut changes = MatcherChanges::default();
         let next = self.resolve(&dirty, &mut changes);
+        let dropped = changes.dropped_ids();
+        if !dropped.is_empty() {
+            self.classes.forget(&dropped);
+        }
         let partition = self.mark_met(&changes, &mut dirty);
-        let rules_change = next.iter().any(|(address, local)| {
-            let old = self
-                .locals
-                .get(address)
-                .map(|programmed| &programmed.local.compiled);
-            matches!((old, local), (Some(old), Some(new)) if *old != new.compiled)
+        let rules_change = next.iter().any(|(address, new)| {
+            let old = self.locals.get(address).map(|local| local.sides);
+            matches!((old, new), (Some(old), Some(new)) if {
+                let rules = |index: usize| self.sides.rules(old[index]);
+                (0..2).any(|index| *rules(index) != new.rules[index])
+            })
         });
         let mut moves = self.find_moves(&dirty, partition.as_ref(), rules_change);
         let mut phases = Vec::new();
@@ -90,11 +106,8 @@ impl CalcGraph {
             return;
         }
         for (address, programmed) in &self.locals {
-            let mut names = programmed
-                .local
-                .compiled
-                .iter()
-                .flat_map(|compiled| &compiled.names);
+            let rules = programmed.sides.iter().map(|side| self.sides.rules(*side));
+            let mut names = rules.flat_map(|rules| &rules.names);
             if names.any(|name| dirty.names.contains(name)) {
                 dirty.locals.insert(*address);
             }
@@ -106,7 +119,7 @@ impl CalcGraph {
         &mut self,
         dirty: &Dirty,
         changes: &mut MatcherChanges,
-    ) -> BTreeMap<IpAddr, Option<Local>> {
+    ) -> BTreeMap<IpAddr, Option<Resolved>> {
         let reader = Reader {
             cluster: &self.cluster,
             node: &self.node,
@@ -115,30 +128,28 @@ impl CalcGraph {
         let mut next = BTreeMap::new();
         for address in &dirty.locals {
             let local = reader.resolve(*address).map(|(endpoint, binding)| {
-                let compiled = Direction::BOTH.map(|direction| {
+                let rules = Direction::BOTH.map(|direction| {
                     Arc::new(reader.compile(endpoint, direction, &mut self.matchers, changes))
                 });
-                Local { binding, compiled }
+                Resolved { binding, rules }
             });
             next.insert(*address, local);
         }
         for address in next.keys() {
-            let old = self
-                .locals
-                .get(address)
-                .into_iter()
-                .flat_map(|p| &p.local.compiled);
-            for id in old.flat_map(|compiled| &compiled.matchers) {
-                self.matchers.release(*id, changes);
+            let old = self.locals.get(address).into_iter();
+            for side in old.flat_map(|local| &local.sides) {
+                for id in &self.sides.rules(*side).matchers {
+                    self.matchers.release(*id, changes);
+                }
             }
         }
         next
     }
 
-    /// Marks every address that a new or dropped matcher meets; the new partition when blocks changed.
+    /// Marks every address that a new matcher meets, and what lies in blocks that come or go; the new partition when
+    /// blocks changed.
     fn mark_met(&self, changes: &MatcherChanges, dirty: &mut Dirty) -> Option<Partition> {
-        let mut blocks = Vec::new();
-        for matcher in &changes.changed {
+        for matcher in &changes.added {
             match matcher {
                 Matcher::Workloads {
                     namespaces, pods, ..
@@ -153,32 +164,29 @@ impl CalcGraph {
                         .extend(met.flat_map(|endpoint| &endpoint.addresses));
                 }
                 Matcher::Nodes(_) => dirty.peers.extend(self.index.node_addresses()),
-                Matcher::Network { cidr, .. } => blocks.push(cidr),
+                Matcher::Network { .. } => {}
             }
         }
-        if blocks.is_empty() {
-            return None;
+        let dropped = changes.dropped.iter().map(|(_, matcher)| matcher);
+        let mut is_changed = false;
+        for matcher in changes.added.iter().chain(dropped) {
+            if let Matcher::Network { cidr, .. } = matcher {
+                dirty.peers.extend(self.index.addresses_in(cidr));
+                is_changed = true;
+            }
         }
-        for block in blocks {
-            dirty.peers.extend(self.index.addresses_in(block));
-        }
-        Some(Partition::new(self.matchers.networks()))
+        is_changed.then(|| Partition::new(self.matchers.networks()))
     }
 
     fn mark_workloads(
         &self,
         namespaces: &NamespaceMatch,
         peers: &mut FxHashSet<IpAddr>,
-        is_met: impl Fn(&crate::model::Endpoint) -> bool,
+        is_met: impl Fn(&Endpoint) -> bool,
     ) {
-        let selected = self
-            .cluster
-            .namespaces
-            .values()
-            .filter(|namespace| selects(namespaces, namespace));
-        for namespace in selected {
-            let met =
-                endpoints_of(&self.cluster, &namespace.name).filter(|endpoint| is_met(endpoint));
+        for namespace in self.cluster.namespaces_matching(namespaces) {
+            let endpoints = endpoints_of(&self.cluster, &namespace.name);
+            let met = endpoints.filter(|endpoint| is_met(endpoint));
             peers.extend(met.flat_map(|endpoint| &endpoint.addresses));
         }
         // Workloads of unknown namespaces are met perhaps, whatever they are.
@@ -198,22 +206,70 @@ impl CalcGraph {
             in_two_steps: rules_change,
             ..Moves::default()
         };
-        for address in &dirty.peers {
-            let signature = self.signature(*address, partition.unwrap_or(self.blocks.partition()));
-            let target = self.target(&mut moves, self.class_of(*address), &signature);
-            moves.peers.push((*address, target));
+        let partition = partition.unwrap_or(self.blocks.partition());
+        let touched = dirty.peers.iter().map(|address| {
+            let own = self.peer_class.get(address).copied();
+            Touched {
+                address: *address,
+                old: own.unwrap_or_else(|| self.blocks.class_of(*address)),
+                is_own: own.is_some(),
+                signature: self.signature(*address, partition),
+            }
+        });
+        let touched: Vec<Touched> = touched.collect();
+        moves.fresh = self.rename_classes(&touched);
+        for touched in touched {
+            let target = self.target(&mut moves, touched.old, &touched.signature);
+            moves.peers.push((touched.address, target));
         }
         moves
     }
 
+    /// A class all of whose members get the same new signature keeps its number, and no member moves; returns these
+    /// classes. So a rule about a whole namespace costs an element per class, not per address.
+    fn rename_classes(&mut self, touched: &[Touched]) -> Vec<ClassId> {
+        let mut leaving: FxHashMap<(ClassId, &Signature), u64> = FxHashMap::default();
+        for touched in touched.iter().filter(|touched| touched.is_own) {
+            *leaving
+                .entry((touched.old, &touched.signature))
+                .or_default() += 1;
+        }
+        let all = leaving.into_iter().filter(|((old, signature), count)| {
+            *count == self.classes.members(*old)
+                && !is_nothing(signature)
+                && !self.classes.is_known(signature)
+        });
+        let mut all: Vec<_> = all.collect();
+        // Of several classes with one new signature the largest keeps its number.
+        all.sort_unstable_by_key(|((old, _), count)| (std::cmp::Reverse(*count), *old));
+        let mut renamed = Vec::new();
+        for ((old, signature), _) in all {
+            if !self.classes.is_known(signature) {
+                self.classes.rename(old, signature);
+                renamed.push(old);
+            }
+        }
+        renamed
+    }
+
     /// The classes for something that has class `old` and now this signature.
     fn target(&mut self, moves: &mut Moves, old: ClassId, signature: &Signature) -> Target {
+        if self.classes.signature(old) == Some(signature) && !is_nothing(signature) {
+            return Target {
+                first: old,
+                last: old,
+            };
+        }
         let (last, is_new) = self.classes.canonical(signature);
         if is_new {
             moves.fresh.push(last);
         }
-        if old == last || !moves.in_two_steps {
+        if !moves.in_two_steps {
             return Target { first: last, last };
+        }
+        if self.classes.are_alike(old, last) {
+            // What told them apart goes with the old rules; until then the old class has the old verdicts.
+            return Target { first: old, last };
         }
         let first = *moves.assigned.entry((old, last)).or_insert_with(|| {
             let class = if is_new {
@@ -258,7 +314,7 @@ impl CalcGraph {
         }
         let mut signature: Signature = claimants
             .iter()
-            .map(|id| claimant(self.cluster.endpoints.get(id)))
+            .map(|id| claimant(self.cluster.endpoints.get(id).map(|endpoint| &**endpoint)))
             .collect();
         signature.sort_unstable();
         signature.dedup();
@@ -271,46 +327,64 @@ impl CalcGraph {
         moves: &Moves,
         blocks: Option<BTreeMap<IpNet, ClassId>>,
     ) -> Vec<Phase> {
-        let mut step = Step::new(&mut self.profiles);
-        for (address, programmed) in &mut self.locals {
-            for (direction, side) in Direction::BOTH.into_iter().zip(&mut programmed.sides) {
-                let before = side.allowed.len();
-                for (copy, source) in &moves.sources {
-                    if let Some(allowed) = side.allowed.get(source).cloned() {
-                        side.allowed.insert(*copy, allowed);
-                    }
-                }
-                if side.allowed.len() > before {
-                    let written = Written::of(&side.base, &side.allowed);
-                    step.change(direction, *address, Some(&side.written), Some(&written));
-                    side.written = written;
-                }
-            }
-        }
+        let rewritten = self.sides.copy(&moves.sources);
+        let mut profiles = std::mem::take(&mut self.profiles);
+        let mut step = Step::new(&mut profiles);
+        self.rewrite(&mut step, &rewritten, |_| true);
         if let Some(blocks) = blocks {
             step.last.cidr_class.extend(self.blocks.write(blocks));
         }
         for (address, target) in &moves.peers {
-            if target.first != target.last || moves.sources.contains_key(&target.first) {
+            if moves.sources.contains_key(&target.first) {
                 step.last.peer_class.insert(*address, Some(target.first));
             }
         }
-        step.finish()
+        let phases = step.finish();
+        self.profiles = profiles;
+        phases
+    }
+
+    /// Writes the changes of sides for the endpoints that have them.
+    pub(super) fn rewrite(
+        &self,
+        step: &mut Step<'_>,
+        rewritten: &Rewritten,
+        is_concerned: impl Fn(&IpAddr) -> bool,
+    ) {
+        if rewritten.is_empty() {
+            return;
+        }
+        for (address, local) in self
+            .locals
+            .iter()
+            .filter(|(address, _)| is_concerned(address))
+        {
+            for (direction, side) in Direction::BOTH.into_iter().zip(local.sides) {
+                if let Some(before) = rewritten.get(&side) {
+                    let after = self.sides.written(side);
+                    step.change(direction, *address, Some(before), Some(after));
+                }
+            }
+        }
     }
 
     /// Second (or only) step: the new rules, and the final classes.
     fn change_verdicts(
         &mut self,
-        next: BTreeMap<IpAddr, Option<Local>>,
+        next: BTreeMap<IpAddr, Option<Resolved>>,
         moves: &Moves,
         partition: Option<Partition>,
         is_node_changed: bool,
     ) -> Vec<Phase> {
         let mut profiles = std::mem::take(&mut self.profiles);
         let mut step = Step::new(&mut profiles);
-        self.judge_fresh_classes(&mut step, &next, &moves.fresh);
+        let before = self.written_before(next.keys());
+        if !moves.fresh.is_empty() {
+            let rewritten = self.sides.judge(&moves.fresh, &self.classes);
+            self.rewrite(&mut step, &rewritten, |address| !next.contains_key(address));
+        }
         for (address, local) in next {
-            self.replace_local(&mut step, address, local);
+            self.replace_local(&mut step, address, local, &before);
         }
         if let Some(partition) = partition {
             self.replace_blocks(&mut step, partition);
@@ -327,50 +401,39 @@ impl CalcGraph {
         phases
     }
 
-    /// Endpoints whose rules stay learn the classes that are new.
-    fn judge_fresh_classes(
-        &mut self,
-        step: &mut Step<'_>,
-        next: &BTreeMap<IpAddr, Option<Local>>,
-        fresh: &[ClassId],
-    ) {
-        if fresh.is_empty() {
-            return;
-        }
-        for (address, programmed) in &mut self.locals {
-            if next.contains_key(address) {
-                continue;
-            }
-            for (index, side) in programmed.sides.iter_mut().enumerate() {
-                let compiled = &programmed.local.compiled[index];
-                let mut is_changed = false;
-                for class in fresh {
-                    is_changed |= side.judge(compiled, *class, self.classes.signature(*class));
-                }
-                if is_changed {
-                    let written = Written::of(&side.base, &side.allowed);
-                    let direction = Direction::BOTH[index];
-                    step.change(direction, *address, Some(&side.written), Some(&written));
-                    side.written = written;
-                }
-            }
-        }
+    fn written_before<'k>(&self, addresses: impl Iterator<Item = &'k IpAddr>) -> Before {
+        let written = addresses.filter_map(|address| {
+            let sides = self.locals.get(address)?.sides;
+            Some((*address, sides.map(|side| self.sides.written(side).clone())))
+        });
+        written.collect()
     }
 
     /// A touched address gets its new rules, or is no longer programmed.
-    fn replace_local(&mut self, step: &mut Step<'_>, address: IpAddr, local: Option<Local>) {
-        let new = local.map(|local| {
-            let sides = [0, 1].map(|index| Side::new(&local.compiled[index], &self.classes));
-            Programmed { local, sides }
+    fn replace_local(
+        &mut self,
+        step: &mut Step<'_>,
+        address: IpAddr,
+        resolved: Option<Resolved>,
+        before: &Before,
+    ) {
+        let new = resolved.map(|Resolved { binding, rules }| Local {
+            binding,
+            sides: rules.map(|rules| self.sides.acquire(&rules, &self.classes)),
         });
         let old = self.locals.remove(&address);
         for (index, direction) in Direction::BOTH.into_iter().enumerate() {
-            let before = old.as_ref().map(|old| &old.sides[index].written);
-            let after = new.as_ref().map(|new| &new.sides[index].written);
+            let before = before.get(&address).map(|written| &*written[index]);
+            let after = new
+                .as_ref()
+                .map(|new| &**self.sides.written(new.sides[index]));
             step.change(direction, address, before, after);
         }
-        let before = old.map(|old| old.local.binding);
-        let after = new.as_ref().map(|new| new.local.binding.clone());
+        for side in old.iter().flat_map(|old| old.sides) {
+            self.sides.release(side);
+        }
+        let before = old.map(|old| old.binding);
+        let after = new.as_ref().map(|new| new.binding.clone());
         if before != after {
             step.last
                 .bindings
@@ -403,7 +466,8 @@ impl CalcGraph {
 
     /// An address gets its final class. One that is like its block needs no entry of its own.
     fn settle(&mut self, step: &mut Step<'_>, address: IpAddr, target: Target, is_copied: bool) {
-        let wanted = (target.last != self.blocks.class_of(address)).then_some(target.last);
+        let block = self.blocks.class_of(address);
+        let wanted = (!self.classes.are_alike(target.last, block)).then_some(target.last);
         let before = match wanted {
             Some(class) => self.peer_class.insert(address, class),
             None => self.peer_class.remove(&address),
@@ -442,46 +506,5 @@ impl CalcGraph {
                 .map(|net| (*net, None)),
         );
         self.pod_networks = wanted;
-    }
-}
-
-impl Side {
-    /// Judges every class by these rules.
-    fn new(compiled: &Compiled, classes: &super::class::Classes) -> Self {
-        let base = allowed(&compiled.tiers, &Signature::new());
-        let mut side = Self {
-            base,
-            allowed: BTreeMap::new(),
-            written: Written::Open,
-        };
-        for (class, signature) in classes.iter() {
-            side.judge(compiled, class, Some(signature));
-        }
-        side.written = Written::of(&side.base, &side.allowed);
-        side
-    }
-
-    /// Judges one class; returns whether that changed anything.
-    fn judge(
-        &mut self,
-        compiled: &Compiled,
-        class: ClassId,
-        signature: Option<&Signature>,
-    ) -> bool {
-        let relevant = signature
-            .filter(|signature| !is_nothing(signature) && is_met(signature, &compiled.matchers));
-        let new: Option<PortSpace> = relevant
-            .map(|signature| allowed(&compiled.tiers, signature))
-            .filter(|allowed| *allowed != self.base);
-        match new {
-            Some(new) => {
-                let is_changed = self.allowed.get(&class).is_none_or(|old| **old != new);
-                if is_changed {
-                    self.allowed.insert(class, Arc::new(new));
-                }
-                is_changed
-            }
-            None => self.allowed.remove(&class).is_some(),
-        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Every insertion has one removal with the same key, made from the same version of the object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -24,6 +24,8 @@ pub(super) struct Index {
     numbers: FxHashMap<SmolStr, BTreeMap<(Protocol, u16), u32>>,
     /// Live workloads by namespace, counted.
     namespaces: FxHashMap<SmolStr, u32>,
+    /// Those of them that are not known.
+    unknown: BTreeSet<SmolStr>,
 }
 
 fn add<V: Ord>(values: &mut Vec<V>, value: V) {
@@ -56,15 +58,17 @@ impl Index {
     pub(super) fn add_endpoint(
         &mut self,
         endpoint: &Endpoint,
+        is_namespace_known: bool,
         renumbered: &mut FxHashSet<SmolStr>,
     ) {
         if !endpoint.is_workload() {
             return;
         }
-        *self
-            .namespaces
-            .entry(endpoint.id.namespace.clone())
-            .or_insert(0) += 1;
+        let namespace = &endpoint.id.namespace;
+        *self.namespaces.entry(namespace.clone()).or_insert(0) += 1;
+        if !is_namespace_known {
+            self.unknown.insert(namespace.clone());
+        }
         for address in &endpoint.addresses {
             add(
                 self.claims.entry(*address).or_default(),
@@ -105,6 +109,7 @@ impl Index {
             *count -= 1;
             if *count == 0 {
                 self.namespaces.remove(&endpoint.id.namespace);
+                self.unknown.remove(&endpoint.id.namespace);
             }
         }
         for address in &endpoint.addresses {
@@ -126,6 +131,15 @@ impl Index {
                     renumbered.insert(name.clone());
                 }
             }
+        }
+    }
+
+    /// A namespace is known now, or no longer.
+    pub(super) fn note_namespace(&mut self, name: &SmolStr, is_known: bool) {
+        if is_known {
+            self.unknown.remove(name);
+        } else if self.namespaces.contains_key(name) {
+            self.unknown.insert(name.clone());
         }
     }
 
@@ -186,14 +200,12 @@ impl Index {
     }
 
     /// The endpoints of namespaces that are not known.
-    pub(super) fn homeless<'c>(&self, cluster: &'c Cluster) -> Vec<&'c Endpoint> {
-        let unknown = self
-            .namespaces
-            .keys()
-            .filter(|name| !cluster.namespaces.contains_key(*name));
-        unknown
-            .flat_map(|name| super::endpoints_of(cluster, name))
-            .collect()
+    pub(super) fn homeless<'c>(
+        &'c self,
+        cluster: &'c Cluster,
+    ) -> impl Iterator<Item = &'c Endpoint> {
+        let unknown = self.unknown.iter();
+        unknown.flat_map(|name| super::endpoints_of(cluster, name))
     }
 
     /// Every address of a workload or node that lies in a block.

@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
 use smol_str::SmolStr;
 
 use super::compile::{CompiledRule, CompiledTier, MatcherId, Term};
 use super::index::Index;
-use super::matcher::{Matcher, MatcherChanges, Matchers, selects};
+use super::matcher::{Matcher, MatcherChanges, Matchers};
 use super::port_space::PortSpace;
+use super::side::SideId;
 use crate::model::{
     Cluster, Direction, Endpoint, EndpointId, EndpointKind, Peer, Peers, Policy, PolicyId,
     PolicyKind, PortMatch, Ports, Protocol, Rule,
@@ -16,7 +18,7 @@ use crate::model::{
 use crate::tables::Binding;
 
 /// The rules of one direction of an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Compiled {
     pub(super) tiers: Vec<CompiledTier>,
     /// Every matcher in them, each with a reference; sorted.
@@ -26,11 +28,18 @@ pub(super) struct Compiled {
 }
 
 /// A programmed address of this node.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Local {
     pub(super) binding: Binding,
     /// Ingress and egress, as [`Direction::BOTH`].
-    pub(super) compiled: [Arc<Compiled>; 2],
+    pub(super) sides: [SideId; 2],
+}
+
+/// What an address is to be.
+pub(super) struct Resolved {
+    pub(super) binding: Binding,
+    /// Ingress and egress, as [`Direction::BOTH`].
+    pub(super) rules: [Arc<Compiled>; 2],
 }
 
 /// Everything that resolving and compiling reads.
@@ -60,11 +69,15 @@ impl<'a> Reader<'a> {
             return None;
         }
         let interface = match &endpoint.interface {
-            Some(name) => self
-                .cluster
-                .interfaces
-                .values()
-                .find(|observed| observed.name == *name)?,
+            Some(name) => {
+                let all = self.cluster.interfaces.values();
+                let mut named = all.filter(|observed| observed.name == *name);
+                // Two of one name: one of them is gone already, nobody knows which.
+                match (named.next(), named.next()) {
+                    (Some(interface), None) => interface,
+                    _ => return None,
+                }
+            }
             None => match self.index.interfaces(address) {
                 [index] => self.cluster.interfaces.get(index)?,
                 _ => return None,
@@ -94,7 +107,7 @@ impl<'a> Reader<'a> {
             };
             let rest = self.cluster.policies.range(first..);
             rest.take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
-                .map(|(_, policy)| policy)
+                .map(|(_, policy)| &**policy)
         };
         of(PolicyKind::NetworkPolicy, endpoint.namespace.clone())
             .chain(of(PolicyKind::ClusterNetworkPolicy, SmolStr::default()))
@@ -103,7 +116,7 @@ impl<'a> Reader<'a> {
     /// Whether a policy selects an endpoint.
     pub(super) fn is_selected(&self, policy: &Policy, endpoint: &Endpoint) -> bool {
         let namespace = self.cluster.namespaces.get(&endpoint.id.namespace);
-        namespace.is_some_and(|namespace| selects(&policy.subject.namespaces, namespace))
+        namespace.is_some_and(|namespace| policy.subject.namespaces.selects(namespace))
             && policy.subject.pods.matches(&endpoint.labels)
     }
 
@@ -126,7 +139,7 @@ impl<'a> Reader<'a> {
             direction,
             matchers,
             changes,
-            acquired: Vec::new(),
+            acquired: FxHashSet::default(),
             names: Vec::new(),
         };
         let mut tiers = Vec::new();
@@ -141,10 +154,11 @@ impl<'a> Reader<'a> {
             });
         }
         let RuleCompiler {
-            acquired: mut matchers,
+            acquired,
             mut names,
             ..
         } = compiler;
+        let mut matchers: Vec<MatcherId> = acquired.into_iter().collect();
         matchers.sort_unstable();
         names.sort_unstable();
         names.dedup();
@@ -163,7 +177,7 @@ struct RuleCompiler<'a, 'r> {
     direction: Direction,
     matchers: &'r mut Matchers,
     changes: &'r mut MatcherChanges,
-    acquired: Vec<MatcherId>,
+    acquired: FxHashSet<MatcherId>,
     names: Vec<SmolStr>,
 }
 
@@ -243,12 +257,11 @@ impl RuleCompiler<'_, '_> {
 
     /// One reference for each matcher, however often it occurs.
     fn acquire(&mut self, matcher: Matcher) -> MatcherId {
-        let namespaces = self.reader.cluster.namespaces.values();
-        let id = self.matchers.acquire(matcher, namespaces, self.changes);
-        if self.acquired.contains(&id) {
+        let id = self
+            .matchers
+            .acquire(matcher, self.reader.cluster, self.changes);
+        if !self.acquired.insert(id) {
             self.matchers.release(id, self.changes);
-        } else {
-            self.acquired.push(id);
         }
         id
     }

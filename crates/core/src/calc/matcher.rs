@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use smol_str::SmolStr;
 
 use super::compile::MatcherId;
-use crate::model::{Endpoint, Labels, Namespace, NamespaceMatch, Protocol, Selector};
+use crate::model::{Cluster, Endpoint, Labels, Namespace, NamespaceMatch, Protocol, Selector};
 
 /// A named port and the number behind it.
 pub(super) type Served = (SmolStr, Protocol, u16);
@@ -32,7 +32,17 @@ pub(super) enum Matcher {
 /// A change of the set of matchers in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MatcherChanges {
-    pub(super) changed: Vec<Matcher>,
+    pub(super) added: Vec<Matcher>,
+    pub(super) dropped: Vec<(MatcherId, Matcher)>,
+}
+
+impl MatcherChanges {
+    /// Numbers of the matchers that are out of use, sorted.
+    pub(super) fn dropped_ids(&self) -> Vec<MatcherId> {
+        let mut ids: Vec<MatcherId> = self.dropped.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -56,10 +66,10 @@ pub(super) struct Matchers {
 
 impl Matchers {
     /// Takes a reference to a matcher; a new one is noted in `changes`.
-    pub(super) fn acquire<'n>(
+    pub(super) fn acquire(
         &mut self,
         matcher: Matcher,
-        namespaces: impl Iterator<Item = &'n Namespace>,
+        cluster: &Cluster,
         changes: &mut MatcherChanges,
     ) -> MatcherId {
         if let Some(id) = self.numbers.get(&matcher) {
@@ -77,7 +87,7 @@ impl Matchers {
                 namespaces: wanted, ..
             } => {
                 self.workloads.push(id);
-                for namespace in namespaces.filter(|namespace| selects(wanted, namespace)) {
+                for namespace in cluster.namespaces_matching(wanted) {
                     self.by_namespace
                         .entry(namespace.name.clone())
                         .or_default()
@@ -88,7 +98,7 @@ impl Matchers {
             Matcher::Nodes(_) => self.nodes.push(id),
             Matcher::Network { .. } => {}
         }
-        changes.changed.push(matcher.clone());
+        changes.added.push(matcher.clone());
         self.numbers.insert(matcher.clone(), id);
         self.entries.insert(
             id,
@@ -114,18 +124,35 @@ impl Matchers {
         };
         self.numbers.remove(&matcher);
         match &matcher {
-            Matcher::Workloads { .. } => {
+            Matcher::Workloads { namespaces, .. } => {
                 self.workloads.retain(|other| *other != id);
-                self.by_namespace.retain(|_, ids| {
-                    ids.retain(|other| *other != id);
-                    !ids.is_empty()
-                });
+                self.forget(id, namespaces);
             }
             Matcher::Serving(_) => self.serving.retain(|other| *other != id),
             Matcher::Nodes(_) => self.nodes.retain(|other| *other != id),
             Matcher::Network { .. } => {}
         }
-        changes.changed.push(matcher);
+        changes.dropped.push((id, matcher));
+    }
+
+    /// Takes a matcher out of the lists of namespaces.
+    fn forget(&mut self, id: MatcherId, namespaces: &NamespaceMatch) {
+        let is_left = |ids: &mut Vec<MatcherId>| {
+            ids.retain(|other| *other != id);
+            !ids.is_empty()
+        };
+        match namespaces {
+            NamespaceMatch::Is(name) => {
+                if self
+                    .by_namespace
+                    .get_mut(name)
+                    .is_some_and(|ids| !is_left(ids))
+                {
+                    self.by_namespace.remove(name);
+                }
+            }
+            NamespaceMatch::Matching(_) => self.by_namespace.retain(|_, ids| is_left(ids)),
+        }
     }
 
     /// A namespace is new, has other labels, or is gone.
@@ -133,7 +160,7 @@ impl Matchers {
         self.by_namespace.remove(name);
         let Some(namespace) = namespace else { return };
         let is_selecting = |id: &&MatcherId| match &self.entries[*id].matcher {
-            Matcher::Workloads { namespaces, .. } => selects(namespaces, namespace),
+            Matcher::Workloads { namespaces, .. } => namespaces.selects(namespace),
             _ => false,
         };
         let selecting: Vec<MatcherId> = self
@@ -203,14 +230,6 @@ impl Matchers {
             |id| matches!(&self.entries[*id].matcher, Matcher::Nodes(selector) if selector.matches(labels)),
         );
         met.extend(matching.map(|id| (*id, true)));
-    }
-}
-
-/// Whether a condition on namespaces holds for this one.
-pub(super) fn selects(wanted: &NamespaceMatch, namespace: &Namespace) -> bool {
-    match wanted {
-        NamespaceMatch::Is(name) => *name == namespace.name,
-        NamespaceMatch::Matching(selector) => selector.matches(&namespace.labels),
     }
 }
 

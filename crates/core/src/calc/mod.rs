@@ -5,7 +5,7 @@
 //! 1. the programmed addresses of this node that changed, and the rules that apply to them ([`local`]);
 //! 2. from these the matchers in use ([`matcher`]), and the addresses that a new or dropped matcher meets;
 //! 3. the signature, and so the class, of every touched address and block ([`class`], [`blocks`]);
-//! 4. the allowed sets ([`compile`]) and entries ([`encode`]) of endpoints whose rules or classes changed;
+//! 4. the allowed sets ([`compile`], [`side`]) and entries ([`encode`]) where rules or classes changed;
 //! 5. the batches that lead there ([`transition`]).
 //!
 //! When rules change while addresses change class, there are two steps: the addresses move to classes with copies
@@ -20,12 +20,13 @@ mod flush;
 mod index;
 mod local;
 mod matcher;
+mod pool;
 mod port_space;
+mod side;
 mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -40,8 +41,12 @@ use class::Classes;
 use index::Index;
 use local::{Local, Reader};
 use matcher::Matchers;
-use port_space::PortSpace;
-use transition::{Profiles, Step, Written};
+use pool::Pool;
+use side::Sides;
+use transition::{Profiles, Step};
+
+/// Addresses that one [`CalcGraph::collect`] moves between classes that mean the same.
+const LEFTOVERS: usize = 4_096;
 
 /// Compiles all policies of one node, incrementally.
 #[derive(Debug)]
@@ -53,28 +58,12 @@ pub struct CalcGraph {
     classes: Classes,
     blocks: Blocks,
     peer_class: FxHashMap<IpAddr, ClassId>,
-    locals: BTreeMap<IpAddr, Programmed>,
+    locals: BTreeMap<IpAddr, Local>,
+    sides: Sides,
     profiles: Profiles,
+    pool: Pool,
     pod_networks: BTreeSet<IpNet>,
     dirty: Dirty,
-}
-
-/// A programmed address with its tables.
-#[derive(Debug)]
-struct Programmed {
-    local: Local,
-    /// Ingress and egress, as [`Direction::BOTH`].
-    sides: [Side; 2],
-}
-
-/// One direction of a programmed address.
-#[derive(Clone, Debug)]
-struct Side {
-    /// What class 0 may use.
-    base: PortSpace,
-    /// What the classes may use for which that is not the base.
-    allowed: BTreeMap<ClassId, Arc<PortSpace>>,
-    written: Written,
 }
 
 /// What updates have touched since the last flush.
@@ -102,7 +91,9 @@ impl CalcGraph {
             blocks: Blocks::default(),
             peer_class: FxHashMap::default(),
             locals: BTreeMap::new(),
+            sides: Sides::default(),
             profiles: Profiles::default(),
+            pool: Pool::default(),
             pod_networks: BTreeSet::new(),
             dirty: Dirty::default(),
         }
@@ -118,54 +109,64 @@ impl CalcGraph {
         &self.node
     }
 
-    /// Takes one change of the state. Cheap; the work is done by [`Self::flush`].
-    pub fn apply(&mut self, update: Update) {
-        let new = match &update {
-            Update::Upsert(object) => Some(object.clone()),
-            Update::Remove(_) => None,
+    /// Takes one change of the state and keeps a compact copy of the object. Cheap; the work is done by
+    /// [`Self::flush`].
+    pub fn apply(&mut self, update: &Update) {
+        let (old, new) = match update {
+            Update::Upsert(object) => {
+                let copy = self.pool.copy(object);
+                (self.cluster.apply(Update::Upsert(copy)), Some(object))
+            }
+            Update::Remove(_) => (self.cluster.apply(update.clone()), None),
         };
-        let old = self.cluster.apply(update);
-        if old == new {
+        if old.as_ref() == new {
             return;
         }
-        for (object, is_new) in [(old, false), (new, true)] {
-            match object {
-                Some(Object::Endpoint(endpoint)) => self.touch_endpoint(&endpoint, is_new),
-                Some(Object::Namespace(namespace)) => self.touch_namespace(&namespace.name),
-                Some(Object::Policy(policy)) => self.touch_policy(&policy),
-                Some(Object::Node(node)) => {
-                    if is_new {
-                        self.index.add_node(&node);
-                    } else {
-                        self.index.remove_node(&node);
-                    }
-                    self.dirty.peers.extend(node.addresses.iter().copied());
-                    self.dirty.node |= node.name == self.node;
+        if let Some(old) = &old {
+            self.touch(old, false);
+        }
+        if let Some(new) = new {
+            self.touch(new, true);
+        }
+    }
+
+    /// Notes what a version of an object concerns that has come or gone.
+    fn touch(&mut self, object: &Object, is_new: bool) {
+        match object {
+            Object::Endpoint(endpoint) => self.touch_endpoint(endpoint, is_new),
+            Object::Namespace(namespace) => self.touch_namespace(&namespace.name),
+            Object::Policy(policy) => self.touch_policy(policy),
+            Object::Node(node) => {
+                if is_new {
+                    self.index.add_node(node);
+                } else {
+                    self.index.remove_node(node);
                 }
-                Some(Object::Interface(interface)) => {
-                    if is_new {
-                        self.index.add_interface(&interface);
-                    } else {
-                        self.index.remove_interface(&interface);
-                    }
-                    self.dirty
-                        .locals
-                        .extend(interface.addresses.iter().copied());
-                    for id in self.index.bound_to(&interface.name) {
-                        let endpoint = self.cluster.endpoints.get(id);
-                        self.dirty
-                            .locals
-                            .extend(endpoint.iter().flat_map(|e| &e.addresses));
-                    }
+                self.dirty.peers.extend(node.addresses.iter().copied());
+                self.dirty.node |= node.name == self.node;
+            }
+            Object::Interface(interface) => {
+                if is_new {
+                    self.index.add_interface(interface);
+                } else {
+                    self.index.remove_interface(interface);
                 }
-                None => {}
+                let locals = &mut self.dirty.locals;
+                locals.extend(interface.addresses.iter().copied());
+                for id in self.index.bound_to(&interface.name) {
+                    let endpoint = self.cluster.endpoints.get(id);
+                    locals.extend(endpoint.iter().flat_map(|e| &e.addresses));
+                }
             }
         }
     }
 
     fn touch_endpoint(&mut self, endpoint: &Endpoint, is_new: bool) {
         if is_new {
-            self.index.add_endpoint(endpoint, &mut self.dirty.names);
+            let namespaces = &self.cluster.namespaces;
+            let is_known = namespaces.contains_key(&endpoint.id.namespace);
+            let names = &mut self.dirty.names;
+            self.index.add_endpoint(endpoint, is_known, names);
         } else {
             self.index.remove_endpoint(endpoint, &mut self.dirty.names);
         }
@@ -186,8 +187,9 @@ impl CalcGraph {
     }
 
     fn touch_namespace(&mut self, name: &SmolStr) {
-        self.matchers
-            .rescan_namespace(name, self.cluster.namespaces.get(name));
+        let namespace = self.cluster.namespaces.get(name);
+        self.matchers.rescan_namespace(name, namespace);
+        self.index.note_namespace(name, namespace.is_some());
         for endpoint in endpoints_of(&self.cluster, name) {
             self.dirty.peers.extend(endpoint.addresses.iter().copied());
             if self.reader().is_here(endpoint) {
@@ -220,37 +222,52 @@ impl CalcGraph {
         }
     }
 
-    /// The class that an address has for the dataplane.
-    fn class_of(&self, address: IpAddr) -> ClassId {
-        self.peer_class
-            .get(&address)
-            .copied()
-            .unwrap_or_else(|| self.blocks.class_of(address))
-    }
-
-    /// Removes what only packets in flight could still read (verdicts of classes that no address has any more).
-    /// The caller leaves at least one second between the last flush and this.
+    /// Tidies up what a flush leaves behind: verdicts of classes that no address has any more, which only packets in
+    /// flight could still read, and classes that mean the same as others. The caller leaves at least one second
+    /// between the last flush and this, and repeats it until nothing comes.
     pub fn collect(&mut self) -> Delta {
         let gone = self.classes.collect();
-        let mut step = Step::new(&mut self.profiles);
-        for (address, programmed) in &mut self.locals {
-            for (direction, side) in Direction::BOTH.into_iter().zip(&mut programmed.sides) {
-                let before = side.allowed.len();
-                for class in &gone {
-                    side.allowed.remove(class);
+        let rewritten = self.sides.forget(&gone);
+        let mut profiles = std::mem::take(&mut self.profiles);
+        let mut step = Step::new(&mut profiles);
+        self.rewrite(&mut step, &rewritten, |_| true);
+        for (address, class) in self.leftovers() {
+            self.classes.leave(class);
+            let signature = self.classes.signature(class).cloned().unwrap_or_default();
+            let (canonical, _) = self.classes.canonical(&signature);
+            let block = self.blocks.class_of(address);
+            let wanted = (!self.classes.are_alike(canonical, block)).then_some(canonical);
+            match wanted {
+                Some(class) => {
+                    self.classes.join(class);
+                    self.peer_class.insert(address, class);
                 }
-                if side.allowed.len() == before {
-                    continue;
+                None => {
+                    self.peer_class.remove(&address);
                 }
-                // The base alone may be open now; state stays until rules change, which is no difference.
-                let written = Written::of(&side.base, &side.allowed);
-                step.change(direction, *address, Some(&side.written), Some(&written));
-                side.written = written;
             }
+            step.last.peer_class.insert(address, wanted);
         }
-        Delta {
-            phases: step.finish(),
+        let phases = step.finish();
+        self.profiles = profiles;
+        Delta { phases }
+    }
+
+    /// Some of the addresses whose class is not the canonical one of its signature.
+    fn leftovers(&self) -> Vec<(IpAddr, ClassId)> {
+        let all = self.classes.iter().map(|(class, _)| class);
+        let classes: FxHashSet<ClassId> = all
+            .filter(|class| self.classes.is_leftover(*class))
+            .collect();
+        if classes.is_empty() {
+            return Vec::new();
         }
+        let concerned = self.peer_class.iter();
+        concerned
+            .filter(|(_, class)| classes.contains(class))
+            .take(LEFTOVERS)
+            .map(|(address, class)| (*address, *class))
+            .collect()
     }
 
     /// How many classes there are, those included that wait for [`Self::collect`].
@@ -280,14 +297,13 @@ impl CalcGraph {
             .iter()
             .map(|(id, profile)| (id, Some(profile.clone())));
         phase.profiles.extend(profiles);
-        let mut scratch = Profiles::default();
+        let mut scratch = self.profiles.clone();
         let mut step = Step::new(&mut scratch);
-        for (address, programmed) in &self.locals {
-            phase
-                .bindings
-                .insert(programmed.local.binding.clone(), Some(()));
-            for (direction, side) in Direction::BOTH.into_iter().zip(&programmed.sides) {
-                step.change(direction, *address, None, Some(&side.written));
+        for (address, local) in &self.locals {
+            phase.bindings.insert(local.binding.clone(), Some(()));
+            for (direction, side) in Direction::BOTH.into_iter().zip(local.sides) {
+                let written = self.sides.written(side);
+                step.change(direction, *address, None, Some(written));
             }
         }
         let mut tables = Tables::default();
@@ -311,7 +327,7 @@ fn endpoints_of<'c>(
         let namespace = namespace.clone();
         let rest = cluster.endpoints.range(first..);
         rest.take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
-            .map(|(_, endpoint)| endpoint)
+            .map(|(_, endpoint)| &**endpoint)
     };
     of(EndpointKind::Pod).chain(of(EndpointKind::WorkloadEndpoint))
 }

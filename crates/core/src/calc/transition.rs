@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::encode::{Encoded, encode, profile_id};
+use super::encode::{Encoded, encode};
 use super::port_space::PortSpace;
 use crate::model::Direction;
 use crate::tables::{
@@ -56,16 +56,48 @@ impl Written {
 
 /// Profiles that endpoints point to, counted.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Profiles(FxHashMap<ProfileId, (Arc<Profile>, u32)>);
+pub(super) struct Profiles {
+    numbers: FxHashMap<Arc<Profile>, ProfileId>,
+    /// With the number of endpoints and directions.
+    known: FxHashMap<ProfileId, (Arc<Profile>, u32)>,
+    last: u64,
+}
 
 impl Profiles {
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ProfileId, &Arc<Profile>)> {
-        self.0.iter().map(|(id, (profile, _))| (*id, profile))
+        self.known.iter().map(|(id, (profile, _))| (*id, profile))
     }
 
-    fn count(&self, id: ProfileId) -> u32 {
-        self.0.get(&id).map_or(0, |(_, count)| *count)
+    fn number(&self, profile: &Profile) -> Option<ProfileId> {
+        self.numbers.get(profile).copied()
+    }
+
+    /// The number of a profile, and whether it was there before.
+    fn enter(&mut self, profile: &Arc<Profile>) -> (ProfileId, bool) {
+        if let Some(id) = self.number(profile) {
+            return (id, true);
+        }
+        self.last += 1;
+        let id = ProfileId(self.last);
+        self.numbers.insert(profile.clone(), id);
+        self.known.insert(id, (profile.clone(), 0));
+        (id, false)
+    }
+
+    fn users(&mut self, id: ProfileId) -> Option<&mut u32> {
+        self.known.get_mut(&id).map(|(_, users)| users)
+    }
+
+    /// Removes a profile if nobody uses it; otherwise returns it.
+    fn sweep(&mut self, id: ProfileId) -> Option<Arc<Profile>> {
+        let (profile, users) = self.known.get(&id)?;
+        if *users > 0 {
+            return Some(profile.clone());
+        }
+        let (profile, _) = self.known.remove(&id)?;
+        self.numbers.remove(&profile);
+        None
     }
 }
 
@@ -77,7 +109,7 @@ pub(super) struct Step<'p> {
     profiles: &'p mut Profiles,
     /// Profiles that were pointed to or left, and whether they were defined before.
     touched: BTreeMap<ProfileId, bool>,
-    /// Profiles that live in the middle of the step only.
+    /// Profiles for the middle of the step.
     bridges: BTreeMap<ProfileId, Arc<Profile>>,
 }
 
@@ -105,11 +137,19 @@ fn split<K: Ord + Copy, V: Copy + PartialEq, F: Ord>(
 }
 
 /// The changes of one endpoint, in reading order.
-fn layers(endpoint: IpAddr, old: Option<&Encoded>, new: Option<&Encoded>) -> [Layer; 6] {
+fn layers(
+    endpoint: IpAddr,
+    old: Option<&Encoded>,
+    new: Option<&Encoded>,
+    profiles: &Profiles,
+) -> [Layer; 6] {
     let none = Encoded::empty();
     let (before, after) = (old.unwrap_or(&none), new.unwrap_or(&none));
     let single = |value: Option<ProfileId>| value.map(|id| ((), id)).into_iter().collect();
-    let profile = |encoded: &Encoded| single(encoded.profile.as_ref().map(|(id, _)| *id));
+    let profile = |encoded: &Encoded| {
+        let profile = encoded.profile.as_ref();
+        single(profile.and_then(|profile| profiles.number(profile)))
+    };
     let default = |encoded: Option<&Encoded>| {
         encoded
             .map(|encoded| ((), encoded.default))
@@ -210,7 +250,7 @@ impl<'p> Step<'p> {
             new.and_then(Written::encoded),
         );
         self.count_profiles(before, after);
-        let mut layers = layers(endpoint, before, after);
+        let mut layers = layers(endpoint, before, after, self.profiles);
         let state = new.map(Written::state);
         match (old.map(Written::state), state) {
             // A newcomer, and one that goes: state is read first, so all at once.
@@ -254,25 +294,26 @@ impl<'p> Step<'p> {
         after: &Encoded,
         layers: &mut [Layer; 6],
     ) {
-        let (Some((old, old_profile)), Some((new, new_profile))) =
-            (&before.profile, &after.profile)
-        else {
+        let (Some(old), Some(new)) = (&before.profile, &after.profile) else {
             return;
         };
         if old == new || before.default == after.default {
             return;
         }
-        let rules = new_profile
-            .rules
-            .iter()
-            .chain(&old_profile.rules)
-            .cloned()
-            .collect();
+        let rules = new.rules.iter().chain(&old.rules).cloned().collect();
         let bridge = Arc::new(Profile { rules });
-        let id = profile_id(&bridge);
+        let id = self.enter(&bridge);
         layers[4].upserts.profile.insert(endpoint, Some(id));
-        layers[5].upserts.profile.insert(endpoint, Some(*new));
+        let last = self.profiles.number(new);
+        layers[5].upserts.profile.insert(endpoint, last);
         self.bridges.insert(id, bridge);
+    }
+
+    /// The number of a profile, which is touched by this step.
+    fn enter(&mut self, profile: &Arc<Profile>) -> ProfileId {
+        let (id, was_defined) = self.profiles.enter(profile);
+        self.touched.entry(id).or_insert(was_defined);
+        id
     }
 
     fn change_layers(&mut self, direction: Direction, layers: [Layer; 6]) {
@@ -301,22 +342,15 @@ impl<'p> Step<'p> {
 
     fn count_profiles(&mut self, old: Option<&Encoded>, new: Option<&Encoded>) {
         for (encoded, is_new) in [(new, true), (old, false)] {
-            let Some((id, profile)) = encoded.and_then(|encoded| encoded.profile.as_ref()) else {
+            let Some(profile) = encoded.and_then(|encoded| encoded.profile.as_ref()) else {
                 continue;
             };
-            let was_defined = self.profiles.count(*id) > 0;
-            self.touched.entry(*id).or_insert(was_defined);
-            let entry = self
-                .profiles
-                .0
-                .entry(*id)
-                .or_insert_with(|| (profile.clone(), 0));
-            if is_new {
-                entry.1 += 1;
-            } else {
-                entry.1 -= 1;
-                if entry.1 == 0 {
-                    self.profiles.0.remove(id);
+            let id = self.enter(profile);
+            if let Some(users) = self.profiles.users(id) {
+                if is_new {
+                    *users += 1;
+                } else {
+                    *users -= 1;
                 }
             }
         }
@@ -325,25 +359,18 @@ impl<'p> Step<'p> {
     /// The batches in order, none empty.
     pub(super) fn finish(mut self) -> Vec<Phase> {
         for (id, was_defined) in std::mem::take(&mut self.touched) {
-            match (was_defined, self.profiles.0.get(&id)) {
-                (false, Some((profile, _))) => {
-                    let definition = Some(profile.clone());
-                    let first = self.phases.first_mut().unwrap_or(&mut self.last);
-                    first.profiles.insert(id, definition);
-                }
-                (true, None) => {
+            let bridge = self.bridges.remove(&id);
+            let kept = self.profiles.sweep(id);
+            let is_gone = kept.is_none();
+            if let Some(profile) = kept.or(bridge)
+                && !was_defined
+            {
+                let first = self.phases.first_mut().unwrap_or(&mut self.last);
+                first.profiles.insert(id, Some(profile));
+                if is_gone {
                     self.last.profiles.insert(id, None);
                 }
-                (true, Some(_)) | (false, None) => {}
-            }
-        }
-        for (id, bridge) in std::mem::take(&mut self.bridges) {
-            // One that is in use by others as well comes and goes with them.
-            if self.profiles.count(id) > 0 || self.last.profiles.contains_key(&id) {
-                continue;
-            }
-            if let Some(first) = self.phases.first_mut() {
-                first.profiles.insert(id, Some(bridge));
+            } else if was_defined && is_gone {
                 self.last.profiles.insert(id, None);
             }
         }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use smol_str::SmolStr;
 
-use super::{Endpoint, EndpointId, Labels, ObservedInterface, Policy, PolicyId};
+use super::{Endpoint, EndpointId, Labels, NamespaceMatch, ObservedInterface, Policy, PolicyId};
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,15 +90,30 @@ pub struct Cluster {
     pub namespaces: BTreeMap<SmolStr, Namespace>,
     /// Nodes by name.
     pub nodes: BTreeMap<SmolStr, Node>,
-    /// Endpoints by id.
-    pub endpoints: BTreeMap<EndpointId, Endpoint>,
-    /// Policies by id.
-    pub policies: BTreeMap<PolicyId, Policy>,
+    /// Endpoints by id; boxed, for a sparse node of the tree costs little then.
+    pub endpoints: BTreeMap<EndpointId, Box<Endpoint>>,
+    /// Policies by id; boxed as well.
+    pub policies: BTreeMap<PolicyId, Box<Policy>>,
     /// Interfaces of this node by index.
     pub interfaces: BTreeMap<u32, ObservedInterface>,
 }
 
 impl Cluster {
+    /// The namespaces for which a condition holds.
+    pub fn namespaces_matching<'c>(
+        &'c self,
+        wanted: &'c NamespaceMatch,
+    ) -> impl Iterator<Item = &'c Namespace> {
+        let (named, labelled) = match wanted {
+            NamespaceMatch::Is(name) => (self.namespaces.get(name), None),
+            NamespaceMatch::Matching(_) => (None, Some(self.namespaces.values())),
+        };
+        let labelled = labelled.into_iter().flatten();
+        named
+            .into_iter()
+            .chain(labelled.filter(|namespace| wanted.selects(namespace)))
+    }
+
     /// Applies one update; returns the version of the object that it replaced or removed.
     pub fn apply(&mut self, update: Update) -> Option<Object> {
         match update {
@@ -111,12 +126,12 @@ impl Cluster {
             }
             Update::Upsert(Object::Endpoint(new)) => self
                 .endpoints
-                .insert(new.id.clone(), new)
-                .map(Object::Endpoint),
+                .insert(new.id.clone(), Box::new(new))
+                .map(|old| Object::Endpoint(*old)),
             Update::Upsert(Object::Policy(new)) => self
                 .policies
-                .insert(new.id.clone(), new)
-                .map(Object::Policy),
+                .insert(new.id.clone(), Box::new(new))
+                .map(|old| Object::Policy(*old)),
             Update::Upsert(Object::Interface(new)) => self
                 .interfaces
                 .insert(new.index, new)
@@ -126,9 +141,13 @@ impl Cluster {
             }
             Update::Remove(ObjectKey::Node(name)) => self.nodes.remove(&name).map(Object::Node),
             Update::Remove(ObjectKey::Endpoint(id)) => {
-                self.endpoints.remove(&id).map(Object::Endpoint)
+                let old = self.endpoints.remove(&id);
+                old.map(|old| Object::Endpoint(*old))
             }
-            Update::Remove(ObjectKey::Policy(id)) => self.policies.remove(&id).map(Object::Policy),
+            Update::Remove(ObjectKey::Policy(id)) => {
+                let old = self.policies.remove(&id);
+                old.map(|old| Object::Policy(*old))
+            }
             Update::Remove(ObjectKey::Interface(index)) => {
                 self.interfaces.remove(&index).map(Object::Interface)
             }

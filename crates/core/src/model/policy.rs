@@ -5,7 +5,7 @@ use std::fmt;
 use ipnet::IpNet;
 use smol_str::SmolStr;
 
-use super::Selector;
+use super::{Namespace, Selector};
 
 /// Direction as seen from the endpoint that a policy selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -175,6 +175,16 @@ pub enum NamespaceMatch {
     Is(SmolStr),
     /// Every namespace whose labels match.
     Matching(Selector),
+}
+
+impl NamespaceMatch {
+    /// Whether it holds for this namespace.
+    pub fn selects(&self, namespace: &Namespace) -> bool {
+        match self {
+            Self::Is(name) => *name == namespace.name,
+            Self::Matching(selector) => selector.matches(&namespace.labels),
+        }
+    }
 }
 
 /// What a rule does with traffic that it matches.

@@ -15,6 +15,11 @@ impl Labels {
         Some(&self.0[index].1)
     }
 
+    /// Whether somebody else holds the same memory.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// All pairs, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = &(SmolStr, SmolStr)> {
         self.0.iter()
@@ -59,11 +64,11 @@ impl Requirement {
     }
 }
 
-/// All of its requirements must hold; without any it matches everything.
+/// All of its requirements must hold; without any it matches everything. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Selector {
     /// Sorted, so that equal selectors compare equal.
-    requirements: Vec<Requirement>,
+    requirements: Arc<[Requirement]>,
 }
 
 impl Selector {
@@ -71,12 +76,19 @@ impl Selector {
     pub fn new(mut requirements: Vec<Requirement>) -> Self {
         requirements.sort();
         requirements.dedup();
-        Self { requirements }
+        Self {
+            requirements: requirements.into(),
+        }
     }
 
     /// The selector that matches every object.
     pub fn everything() -> Self {
         Self::default()
+    }
+
+    /// Whether somebody else holds the same memory.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.requirements) > 1
     }
 
     /// Whether `labels` meet all requirements.
