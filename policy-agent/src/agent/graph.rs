@@ -208,10 +208,12 @@ impl GraphThread {
             at,
         } = change;
         self.count(Teller::Source, updates.len(), at);
-        for update in updates {
-            self.are_facts_stale |= concerns_facts(&update);
-            self.graph.apply(moved_here(&update));
+        // The graph keeps copies; the originals, among the remains of their texts, go together.
+        for update in &updates {
+            self.are_facts_stale |= concerns_facts(update);
+            self.graph.apply(update);
         }
+        drop(updates);
         self.problems = problems;
         self.is_in_sync = sync.is_ok();
         match sync {
@@ -235,7 +237,7 @@ impl GraphThread {
     fn take_interfaces(&mut self, change: InterfaceChange) {
         let InterfaceChange { updates, host, at } = change;
         self.count(Teller::Interfaces, updates.len(), at);
-        for update in updates {
+        for update in &updates {
             self.graph.apply(update);
         }
         if let Some(host) = host {
@@ -418,6 +420,7 @@ impl GraphThread {
             let delta = self.graph.collect();
             if !delta.phases.is_empty() {
                 self.send(delta, Vec::new());
+                self.collect_at = Some(now + COLLECT_AFTER);
             }
         }
         if self.verify_at <= now {
@@ -449,21 +452,4 @@ fn concerns_facts(update: &Update) -> bool {
             ObjectKey::Namespace(_) | ObjectKey::Policy(_) | ObjectKey::Interface(_),
         ) => false,
     }
-}
-
-/// A copy in this thread's heap. The source reads texts on a thread with a heap of its own; were the objects to stay
-/// there, each would keep a page of that heap, and with it the remains of its text.
-fn moved_here(update: &Update) -> Update {
-    let mut copy = update.clone();
-    let labels = match &mut copy {
-        Update::Upsert(Object::Namespace(namespace)) => &mut namespace.labels,
-        Update::Upsert(Object::Node(node)) => &mut node.labels,
-        Update::Upsert(Object::Endpoint(endpoint)) => &mut endpoint.labels,
-        Update::Upsert(Object::Policy(_) | Object::Interface(_)) | Update::Remove(_) => {
-            return copy;
-        }
-    };
-    // The clones share their labels.
-    *labels = labels.iter().cloned().collect();
-    copy
 }

@@ -36,13 +36,14 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use towpath_dataplane::link::{NetlinkError, PodFilter};
+use towpath_dataplane::memory;
 use towpath_dataplane::nft::CommitError;
 use towpath_runtime::http::ListenError;
 use towpath_runtime::liveness::{Beat, Liveness};
 use towpath_runtime::readiness::Readiness;
 use tracing::{error, info, warn};
 
-use self::backend::Opened;
+use self::backend::{Opened, TablesError};
 use self::config::Config;
 use self::event::{ApplierNews, Event, QUEUE};
 use self::graph::{GraphParts, GraphThread};
@@ -71,9 +72,12 @@ pub enum AgentError {
     /// The kernel cannot be asked for interfaces.
     #[error(transparent)]
     Link(#[from] NetlinkError),
-    /// The kernel's tables cannot be reached.
-    #[error("cannot use nftables")]
-    Backend(#[source] CommitError),
+    /// The kernel's tables cannot be used.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    /// Changes by others cannot be heard.
+    #[error("cannot listen to changes of nftables")]
+    Monitor(#[source] CommitError),
     /// The applier has given up.
     #[error("the kernel could not be programmed; the rules stay as they are")]
     Apply(#[source] ApplyError),
@@ -94,11 +98,20 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    /// Whether another agent is at work here.
+    pub fn is_in_use(&self) -> bool {
+        matches!(
+            self,
+            Self::State(StateError::InUse { .. }) | Self::Tables(TablesError::Owned { .. })
+        )
+    }
+
     /// Whether the kernel lacks something.
     pub fn is_unsupported(&self) -> bool {
         match self {
             Self::Link(error) => matches!(error, NetlinkError::Unsupported { .. }),
-            Self::Backend(error) => matches!(error, CommitError::Unsupported { .. }),
+            Self::Tables(error) => error.is_unsupported(),
+            Self::Monitor(error) => matches!(error, CommitError::Unsupported { .. }),
             Self::Apply(error) => matches!(error, ApplyError::Unsupported(_)),
             Self::State(_) | Self::Listen(_) | Self::Thread { .. } | Self::Panicked { .. } => false,
         }
@@ -117,6 +130,7 @@ where
         config = effective,
         "starting"
     );
+    memory::share_one_heap();
     let Agent {
         graph,
         threads,
@@ -169,7 +183,7 @@ impl Agent {
 
         let link = LinkThread::open(link_parts(config, state, &sender, &mut health))?;
         let control = link.control();
-        let opened = backend::open(config).map_err(AgentError::Backend)?;
+        let opened = backend::open(config)?;
         let monitored = opened.port.filter(|_| !opened.options.table_flags.owner);
         let (applier, applier_thread) =
             start_applier(config, opened, &sender, health.beat("applier"))?;

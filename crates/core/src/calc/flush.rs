@@ -157,7 +157,7 @@ impl CalcGraph {
                     self.mark_workloads(namespaces, &mut dirty.peers, |e| pods.matches(&e.labels));
                 }
                 Matcher::Serving(served) => {
-                    let endpoints = self.cluster.endpoints.values();
+                    let endpoints = self.cluster.endpoints();
                     let met = endpoints.filter(|endpoint| is_served(endpoint, served));
                     dirty
                         .peers

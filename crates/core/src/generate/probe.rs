@@ -98,10 +98,10 @@ impl Points {
             nodes,
             ..Self::default()
         };
-        for endpoint in cluster.endpoints.values() {
+        for endpoint in cluster.endpoints() {
             points.add_endpoint(cluster, endpoint);
         }
-        for policy in cluster.policies.values() {
+        for policy in cluster.policies() {
             points.add_policy(cluster, policy);
         }
         points

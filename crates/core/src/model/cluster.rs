@@ -99,6 +99,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// All endpoints, by id.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.values().map(|endpoint| &**endpoint)
+    }
+
+    /// All policies, by id.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values().map(|policy| &**policy)
+    }
+
     /// The namespaces for which a condition holds.
     pub fn namespaces_matching<'c>(
         &'c self,
