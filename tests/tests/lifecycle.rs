@@ -9,7 +9,9 @@ use towpath_tests::agent::AgentOptions;
 use towpath_tests::lab::{LabConfig, Node};
 use towpath_tests::matrix::Flow;
 use towpath_tests::probe::Protocol;
+use towpath_tests::program;
 use towpath_tests::require;
+use towpath_tests::skip::report;
 use towpath_tests::stage::{Stage, allow_http, deny_ingress};
 use towpath_tests::stream::Stream;
 use towpath_tests::wait::{PATIENCE, until};
@@ -200,4 +202,35 @@ fn short_opening_is_seen_by_the_prober() {
 
     assert!(closed.sent > 0 && closed.received == 0, "{closed:?}");
     assert!(opened.received > 0, "{opened:?}");
+}
+
+#[test]
+fn an_agent_beside_another_ends_at_once_and_changes_nothing() {
+    const NAME: &str = "an_agent_beside_another_ends_at_once_and_changes_nothing";
+    require!("lifecycle", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = restricted().unwrap();
+    let node = stage.lab.node("node-a").unwrap();
+    let before = kernel_state(node).unwrap();
+    if !before.0.contains("flags owner") {
+        report("lifecycle", NAME, "nft-persist", "tables are not owned");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut second = Command::new(program::towpath().unwrap());
+    second.args(["agent", "--node", "node-a", "--source"]);
+    second.arg(format!("file:{}", stage.lab.manifests.folder().display()));
+    second.arg("--socket").arg(folder.path().join("socket"));
+    second.arg("--state-dir").arg(folder.path().join("state"));
+
+    let output = node.namespace.output(&mut second).unwrap();
+
+    let said = String::from_utf8_lossy(&output.stderr);
+    let owner = stage.agent("node-a").unwrap().id();
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("belongs to another running program"),
+        "{said}"
+    );
+    assert!(said.contains(&format!("netlink port {owner},")), "{said}");
+    assert_eq!(kernel_state(node).unwrap(), before);
 }

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is a failure")]
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
 mod lab;
 
 use std::collections::BTreeSet;

@@ -404,9 +404,10 @@ fn with_owned_tables(test: &'static str, body: impl FnOnce(NetlinkBackend) + Sen
     });
 }
 
-fn table_state(flags: TableFlags) -> TableState {
+fn table_state(flags: TableFlags, owner: Option<&NetlinkBackend>) -> TableState {
     TableState {
         flags,
+        owner: owner.map(NetlinkBackend::port),
         is_dormant: false,
     }
 }
@@ -416,10 +417,11 @@ fn table_state(flags: TableFlags) -> TableState {
 fn succeed(owner: NetlinkBackend) -> NetlinkBackend {
     drop(owner);
     let mut next = NetlinkBackend::open().unwrap();
-    let orphan = table_state(TableFlags {
+    let flags = TableFlags {
         owner: false,
         persist: true,
-    });
+    };
+    let orphan = table_state(flags, None);
     let deadline = Instant::now() + Duration::from_secs(10);
     while next.table_state(&inet()).unwrap() != Some(orphan) {
         assert!(Instant::now() < deadline, "the table stays owned");
@@ -444,7 +446,7 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
             assert_in_force(&mut second);
             assert_eq!(
                 second.table_state(&inet()).unwrap(),
-                Some(table_state(OWNED))
+                Some(table_state(OWNED, Some(&second)))
             );
 
             let mut third = succeed(second);
@@ -454,7 +456,7 @@ fn replaces_nothing_plain_own_and_orphaned_tables() {
             assert_in_force(&mut third);
             assert_eq!(
                 third.table_state(&inet()).unwrap(),
-                Some(table_state(OWNED))
+                Some(table_state(OWNED, Some(&third)))
             );
         },
     );
@@ -472,9 +474,13 @@ fn adopts_an_orphaned_table_with_all_it_holds() {
         assert_in_force(&mut second);
         assert_eq!(
             second.table_state(&inet()).unwrap(),
-            Some(table_state(OWNED))
+            Some(table_state(OWNED, Some(&second)))
         );
         let mut other = NetlinkBackend::open().unwrap();
+        assert_eq!(
+            other.table_state(&inet()).unwrap(),
+            Some(table_state(OWNED, Some(&second)))
+        );
         let delete = Transaction {
             operations: vec![Operation::DeleteTable(inet())],
         };

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use towpath_dataplane::nft::{Backend, CommandBackend, CommitError, NetlinkBackend, TableFlags};
+use towpath_dataplane::nft::{
+    Backend, CommandBackend, CommitError, NetlinkBackend, Table, TableFlags,
+};
 use tracing::info;
 
 use super::config::{Config, NftBackend};
-use crate::layout::LayoutOptions;
+use crate::layout::{LayoutOptions, TableId};
 
 /// Logged packets per second and reason, and at once.
 const LOG_RATE: (u64, u32) = (100, 100);
@@ -21,21 +23,60 @@ pub(super) struct Opened {
     pub(super) port: Option<u32>,
 }
 
+/// Why the tables cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TablesError {
+    /// The kernel cannot be asked.
+    #[error("cannot use nftables")]
+    Kernel(#[from] CommitError),
+    /// They belong to a program that runs, and the kernel lets nobody else change them. No retry helps.
+    #[error(
+        "table {table} belongs to another running program, with netlink port {owner}, usually its process id; another \
+         agent may serve this node from another --state-dir, stop it first"
+    )]
+    Owned {
+        /// The table.
+        table: Table,
+        /// Port of the owner's socket.
+        owner: u32,
+    },
+}
+
+impl TablesError {
+    /// Whether the kernel lacks something.
+    pub(crate) fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Kernel(CommitError::Unsupported { .. }))
+    }
+}
+
+/// Fails when one of our tables belongs to somebody else's socket. A table whose owner has gone belongs to nobody.
+pub(crate) fn refuse_owned(backend: &mut NetlinkBackend) -> Result<(), TablesError> {
+    for table in TableId::ALL.map(TableId::table) {
+        let state = backend.table_state(&table)?;
+        let owner = state.and_then(|state| state.owner);
+        if let Some(owner) = owner.filter(|owner| *owner != backend.port()) {
+            return Err(TablesError::Owned { table, owner });
+        }
+    }
+    Ok(())
+}
+
 /// Opens the configured backend in the network namespace of the calling thread.
-pub(super) fn open(config: &Config) -> Result<Opened, CommitError> {
+pub(super) fn open(config: &Config) -> Result<Opened, TablesError> {
+    let mut netlink = NetlinkBackend::open()?;
+    refuse_owned(&mut netlink)?;
     let (backend, table_flags, port): (Box<dyn Backend>, TableFlags, Option<u32>) =
         match config.nft_backend {
             NftBackend::Netlink => {
-                let mut backend = NetlinkBackend::open()?;
-                let features = backend.probe_features()?;
+                let features = netlink.probe_features()?;
                 let flags = features.table_flags();
                 info!(
                     owner = flags.owner,
                     persist = flags.persist,
                     "nftables over netlink"
                 );
-                let port = backend.port();
-                (Box::new(backend), flags, Some(port))
+                let port = netlink.port();
+                (Box::new(netlink), flags, Some(port))
             }
             NftBackend::Command => {
                 info!("nftables through the nft program, on plain tables");

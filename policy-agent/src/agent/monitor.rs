@@ -30,7 +30,7 @@ impl MonitorThread {
     /// Starts to listen in the network namespace of the calling thread. Commits of the socket with the number
     /// `own_port` are our own.
     pub(super) fn start(own_port: u32, sender: SyncSender<Event>) -> Result<Self, AgentError> {
-        let monitor = Monitor::open().map_err(AgentError::Backend)?;
+        let monitor = Monitor::open().map_err(AgentError::Monitor)?;
         let waker = monitor.waker();
         let thread = spawn("monitor", sender.clone(), move || {
             run(monitor, own_port, &sender);

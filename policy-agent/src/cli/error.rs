@@ -1,6 +1,7 @@
 //! Why a command failed, and the exit status that says so.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use towpath_dataplane::link::NetlinkError;
@@ -10,6 +11,7 @@ use towpath_runtime::logs::LogError;
 
 use super::client::ClientError;
 use crate::agent::AgentError;
+use crate::agent::backend::TablesError;
 use crate::agent::state::StateError;
 
 /// Exit status of a command.
@@ -23,6 +25,8 @@ pub enum Exit {
     Usage,
     /// The kernel lacks a feature.
     Unsupported,
+    /// Another agent is at work on this node.
+    InUse,
 }
 
 impl From<Exit> for ExitCode {
@@ -32,6 +36,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Unsupported => 3,
+            Exit::InUse => 4,
         })
     }
 }
@@ -65,7 +70,16 @@ pub enum CommandError {
     Link(#[from] NetlinkError),
     /// The kernel's tables cannot be changed.
     #[error("cannot change the tables of this node")]
-    Tables(#[from] CommitError),
+    Change(#[from] CommitError),
+    /// The kernel's tables cannot be used.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    /// An agent runs.
+    #[error("an agent runs and serves {}; stop it first", socket.display())]
+    Running {
+        /// Its control socket.
+        socket: PathBuf,
+    },
     /// The agent ended.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -77,13 +91,19 @@ impl CommandError {
         match self {
             Self::Usage(_) | Self::Config(_) | Self::Log(_) => Exit::Usage,
             Self::Agent(error) if error.is_unsupported() => Exit::Unsupported,
+            Self::Tables(error) if error.is_unsupported() => Exit::Unsupported,
+            Self::Agent(error) if error.is_in_use() => Exit::InUse,
+            Self::Running { .. }
+            | Self::State(StateError::InUse { .. })
+            | Self::Tables(TablesError::Owned { .. }) => Exit::InUse,
             Self::Link(NetlinkError::Unsupported { .. })
-            | Self::Tables(CommitError::Unsupported { .. }) => Exit::Unsupported,
+            | Self::Change(CommitError::Unsupported { .. }) => Exit::Unsupported,
             Self::Failed(_)
             | Self::Output(_)
             | Self::Client(_)
             | Self::State(_)
             | Self::Link(_)
+            | Self::Change(_)
             | Self::Tables(_)
             | Self::Agent(_) => Exit::Failed,
         }

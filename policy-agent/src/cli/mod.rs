@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! Data goes to standard output, remarks and logs to standard error. Exit status: 0 done, 1 failed or a difference
-//! was found, 2 wrong usage or configuration, 3 the kernel lacks a feature.
+//! was found, 2 wrong usage or configuration, 3 the kernel lacks a feature, 4 another agent is at work.
 
 pub mod arguments;
 mod client;

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use towpath_dataplane::link::{BridgeSettings, Interface, Scanner};
-use towpath_dataplane::nft::{Family, NetlinkBackend, Table};
+use towpath_dataplane::nft::NetlinkBackend;
 
 use super::error::{CommandError, Exit};
 use super::output::{Format, Output};
 use super::{OutputArguments, SocketArguments, client};
+use crate::agent::backend::refuse_owned;
 use crate::agent::config::DEFAULT_STATE_DIRECTORY;
 use crate::agent::state::StateDirectory;
 use crate::applier;
@@ -56,11 +57,8 @@ impl Done {
 pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> {
     let socket = &arguments.socket.socket;
     if client::is_served(socket) {
-        let text = format!(
-            "an agent runs and serves {}; stop it first",
-            socket.display()
-        );
-        return Err(CommandError::Failed(text));
+        let socket = socket.clone();
+        return Err(CommandError::Running { socket });
     }
     confirm(arguments.yes)?;
     // The lock also refuses while an agent runs under another socket.
@@ -103,22 +101,17 @@ fn confirm(is_confirmed: bool) -> Result<(), CommandError> {
 }
 
 fn remove_tables() -> Result<Vec<Done>, CommandError> {
-    let removed = applier::uninstall(&mut NetlinkBackend::open()?)?;
+    let mut backend = NetlinkBackend::open()?;
+    // An agent with another state directory and another socket.
+    refuse_owned(&mut backend)?;
+    let removed = applier::uninstall(&mut backend)?;
     if removed.is_empty() {
         return Ok(vec![Done::new("absent", "tables")]);
     }
-    let text = |table: Table| format!("table {} {}", family(table.family), table.name);
     Ok(removed
         .into_iter()
-        .map(|table| Done::new("removed", text(table)))
+        .map(|table| Done::new("removed", format!("table {table}")))
         .collect())
-}
-
-fn family(family: Family) -> &'static str {
-    match family {
-        Family::Inet => "inet",
-        Family::Bridge => "bridge",
-    }
 }
 
 /// Gives bridges that still exist the settings from before.

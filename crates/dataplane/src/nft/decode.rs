@@ -11,6 +11,7 @@ use super::object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, FieldType, Hook, MapData, Name,
     RuleVerdict, SetKey, SetSpec, Table, TableFlags, Value,
 };
+use super::read_back::TableState;
 use super::uapi::{
     LIST_ELEM, NFNL_SUBSYS_NFTABLES, NFPROTO_BRIDGE, NFPROTO_INET, chain, data, element,
     generation, message, rule, set, table,
@@ -21,7 +22,7 @@ use crate::link::wire::{Attributes, Message, array_at, text};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Decoded {
     /// A table, and whether it is dormant.
-    Table(Table, TableFlags, bool),
+    Table(Table, TableState),
     /// A chain of a table.
     Chain(Table, Chain),
     /// A chain that we could not have made, by name.
@@ -95,13 +96,16 @@ fn family(received: &Message<'_>) -> Option<Family> {
 
 fn decode_table(family: Family, attributes: Attributes<'_>) -> Option<Decoded> {
     let name = name(find(attributes.clone(), table::NAME)?)?;
-    let flags = be32(find(attributes, table::FLAGS)?)?;
-    let is_dormant = flags & table::F_DORMANT != 0;
-    let flags = TableFlags {
-        owner: flags & table::F_OWNER != 0,
-        persist: flags & table::F_PERSIST != 0,
+    let flags = be32(find(attributes.clone(), table::FLAGS)?)?;
+    let state = TableState {
+        flags: TableFlags {
+            owner: flags & table::F_OWNER != 0,
+            persist: flags & table::F_PERSIST != 0,
+        },
+        owner: find(attributes, table::OWNER).and_then(be32),
+        is_dormant: flags & table::F_DORMANT != 0,
     };
-    Some(Decoded::Table(Table { family, name }, flags, is_dormant))
+    Some(Decoded::Table(Table { family, name }, state))
 }
 
 fn decode_chain(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {

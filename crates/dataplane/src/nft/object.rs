@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use smol_str::SmolStr;
 
+use super::text::family_text;
+
 /// Name of a table, chain or set. Invariant: 1..=31 characters of `[a-z0-9_]`, starting with a letter, and no
 /// reserved word of nft's grammar. So a name never needs escaping.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +87,13 @@ pub struct Table {
     pub family: Family,
     /// Name.
     pub name: Name,
+}
+
+impl fmt::Display for Table {
+    /// As nft names it: `inet towpath`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", family_text(self.family), self.name)
+    }
 }
 
 /// What a base chain is for.

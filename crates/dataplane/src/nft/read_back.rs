@@ -22,6 +22,8 @@ const DUMP_ATTEMPTS: u32 = 5;
 pub struct TableState {
     /// Its flags. An orphan of an earlier run has `persist` without `owner`.
     pub flags: TableFlags,
+    /// Port of the socket that owns it; nobody else may change it. Usually the id of the owner's process.
+    pub owner: Option<u32>,
     /// Somebody switched it off: its chains are not hooked.
     pub is_dormant: bool,
 }
@@ -49,8 +51,8 @@ impl NetlinkBackend {
         self.batch.finish();
         let mut state = None;
         let found = self.exchange("read a table", |message| {
-            if let Some(Decoded::Table(_, flags, is_dormant)) = decode::message(message) {
-                state = Some(TableState { flags, is_dormant });
+            if let Some(Decoded::Table(_, found)) = decode::message(message) {
+                state = Some(found);
             }
             Some(())
         });

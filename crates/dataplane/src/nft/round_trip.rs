@@ -13,6 +13,7 @@ use super::object::{
     BaseChain, Chain, ChainKind, Element, ElementValue, Family, Field, FieldType, Hook, MapData,
     MatchOperand, Name, Rule, RuleVerdict, SetKey, SetSpec, Statement, Table, TableFlags, Value,
 };
+use super::read_back::TableState;
 use super::transaction::Operation;
 use super::uapi::{element, message, set};
 use crate::link::wire::{Attributes, Messages};
@@ -312,10 +313,13 @@ fn table_and_chain_round_trip() {
     let made = encode(&Operation::AddTable(of.clone(), flags)).unwrap();
     let hooked = encode(&Operation::AddChain(of.clone(), chain.clone())).unwrap();
 
-    assert_eq!(
-        decode_one(&made),
-        Some(Decoded::Table(of.clone(), flags, false))
-    );
+    let state = TableState {
+        flags,
+        // The kernel says it, and nobody asks for it.
+        owner: None,
+        is_dormant: false,
+    };
+    assert_eq!(decode_one(&made), Some(Decoded::Table(of.clone(), state)));
     assert_eq!(decode_one(&hooked), Some(Decoded::Chain(of, chain)));
 }
 

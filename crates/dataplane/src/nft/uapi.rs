@@ -54,6 +54,7 @@ pub(super) mod generation {
 pub(super) mod table {
     pub(crate) const NAME: u16 = 1;
     pub(crate) const FLAGS: u16 = 2;
+    pub(crate) const OWNER: u16 = 7;
     pub(crate) const F_DORMANT: u32 = 1;
     pub(crate) const F_OWNER: u32 = 2;
     pub(crate) const F_PERSIST: u32 = 4;
