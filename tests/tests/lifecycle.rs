@@ -176,6 +176,53 @@ fn both_backends_enforce() {
 }
 
 #[test]
+fn rules_that_somebody_changes_are_put_right() {
+    require!("lifecycle", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let mut stage = Stage::new(&LabConfig::default()).unwrap();
+    stage.write("deny", &deny_ingress("shop")).unwrap();
+    let options = AgentOptions {
+        arguments: ["--nft-backend", "command"].map(str::to_owned).into(),
+        configuration: Some("verifyIntervalSeconds: 1\n".to_owned()),
+    };
+    stage.start_agents(&options).unwrap();
+    let is_allowed = |flow: &Flow<'_>| flow.to.spec.namespace != "shop";
+    stage.settle(is_allowed).unwrap();
+    let node = stage.lab.node("node-b").unwrap();
+    let agent = stage.agent("node-b").unwrap();
+    let nft = |words: &str| {
+        let mut nft = Command::new("nft");
+        node.namespace.run(nft.args(words.split(' '))).unwrap()
+    };
+    let listing = || nft("-s list table inet towpath");
+    let repaired = || {
+        agent
+            .metric("towpath_dataplane_drift_repaired_objects_total")
+            .unwrap()
+    };
+    let wanted = listing();
+
+    for change in [
+        "insert rule inet towpath forward accept",
+        "add rule inet towpath to_endpoint return",
+        "delete rule inet towpath forward handle HANDLE",
+        "flush chain inet towpath forward",
+        "add chain inet towpath forward { policy drop ; }",
+        "add table inet towpath { flags dormant ; }",
+    ] {
+        let handles = nft("-a list chain inet towpath forward");
+        let last = handles.lines().rfind(|line| line.starts_with("\t\t"));
+        let handle = last.and_then(|line| line.rsplit(' ').next()).unwrap();
+        let before = repaired();
+
+        nft(&change.replace("HANDLE", handle));
+        until(change, PATIENCE, || Ok(repaired() > before)).unwrap();
+
+        until(change, PATIENCE, || Ok(listing() == wanted)).unwrap();
+        stage.hold(is_allowed).unwrap();
+    }
+}
+
+#[test]
 fn short_opening_is_seen_by_the_prober() {
     require!("lifecycle", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
     let stage = restricted().unwrap();
