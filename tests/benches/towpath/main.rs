@@ -1,14 +1,20 @@
 //! `cargo xtask bench`: what the product costs, measured.
 //!
 //! Arms that are compared run in one process, rounds interleaved; figures are minimum, median and the ratio to the
-//! control arm. `--gate` compares the ratios and ends with status 1 when one is missed. Needs root and nft; works in
+//! control arm. Bounds are shown with them; `--gate` ends with status 1 when a gate is missed. Needs root and nft; works in
 //! network namespaces of its own.
 #![forbid(unsafe_code)]
 
 mod agent;
+mod blow_up;
 mod events;
+mod expansion;
+mod kernel_memory;
+mod links;
 mod namespace;
 mod packet;
+mod part;
+mod pods;
 mod report;
 mod worlds;
 
@@ -17,18 +23,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
+use clap::{Parser as _, ValueEnum as _};
 
+use part::Part;
 use report::Report;
 
 #[derive(clap::Parser)]
 struct Arguments {
-    /// Compare ratios with the gates.
+    /// End with status 1 when a gate is missed.
     #[arg(long)]
     gate: bool,
-    /// Only sections whose name contains this text.
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
     /// Write everything as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -57,16 +64,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
         machine: machine(),
         ..Report::default()
     };
-    let is_chosen = |name: &str| name.contains(&arguments.only);
-    if is_chosen("packet") {
-        packet::run(&mut report).context("packet")?;
-    }
-    if is_chosen("events") {
-        events::run(&mut report).context("events")?;
-    }
-    if is_chosen("agent") {
-        let agent = agent_program().context("the agent is not built")?;
-        agent::run(&mut report, &agent, arguments.starts).context("agent")?;
+    for part in Part::value_variants() {
+        if arguments.only.is_empty() || arguments.only.contains(part) {
+            measure(*part, arguments, &mut report).with_context(|| format!("part {part:?}"))?;
+        }
     }
     std::io::stdout().write_all(report.text().as_bytes())?;
     if let Some(path) = &arguments.json {
@@ -74,6 +75,19 @@ fn run(arguments: &Arguments) -> Result<bool> {
         std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(!arguments.gate || report.is_kept())
+}
+
+fn measure(part: Part, arguments: &Arguments, report: &mut Report) -> Result<()> {
+    match part {
+        Part::Packet => packet::run(report),
+        Part::Events => events::run(report),
+        Part::Expansion => expansion::run(report),
+        Part::Links => links::run(report),
+        Part::Agent => {
+            let agent = agent_program().context("the agent is not built")?;
+            agent::run(report, &agent, arguments.starts)
+        }
+    }
 }
 
 /// The agent that was built beside this program: `target/release/towpath`.

@@ -57,7 +57,7 @@ pub(crate) fn pod_address(index: u32) -> Ipv4Addr {
 }
 
 /// Labels of a pod: ten applications, three tiers and two versions a namespace.
-fn labels(index: u32) -> Labels {
+pub(crate) fn labels(index: u32) -> Labels {
     [
         ("app", format!("app-{}", index % 10)),
         ("tier", format!("tier-{}", index % 3)),
