@@ -453,7 +453,7 @@ fn a_waker_ends_the_wait_for_commits() {
         let waker = monitor.waker();
 
         let stop = std::thread::spawn(move || waker.wake());
-        let heard = monitor.wait(Duration::from_secs(60)).unwrap();
+        let heard = monitor.wait(Duration::from_mins(1)).unwrap();
         stop.join().unwrap();
 
         assert!(heard.is_woken && heard.events.is_empty());

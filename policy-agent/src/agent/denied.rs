@@ -11,7 +11,7 @@ use smol_str::SmolStr;
 use towpath_core::evaluate::{Evaluator, Flow, FlowDecision};
 use towpath_core::model::{Cluster, Direction, Protocol, Verdict};
 use towpath_dataplane::nflog::{Conversation, DeniedPacket, Transport};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::report::{Denied, DeniedCount};
 use crate::cli::arguments::protocol_name;
@@ -24,21 +24,11 @@ const LOG_AGAIN: Duration = Duration::from_mins(1);
 /// Log lines of denied flows in one go.
 const MOST_LINES: usize = 10;
 
-/// Reasons that our rules log with.
-const REASONS: [DropReason; 8] = [
-    DropReason::Policy,
-    DropReason::Unknown,
-    DropReason::Spoofed,
-    DropReason::Invalid,
-    DropReason::Encapsulation,
-    DropReason::Advertisement,
-    DropReason::Multicast,
-    DropReason::Frame,
-];
-
 /// The closed name of a rule's prefix. The group may carry the packets of others; those are `other`.
 fn reason_of(prefix: &str) -> &'static str {
-    let known = REASONS.into_iter().find(|reason| reason.name() == prefix);
+    let known = DropReason::ALL
+        .into_iter()
+        .find(|reason| reason.name() == prefix);
     known.map_or("other", DropReason::name)
 }
 
@@ -274,17 +264,27 @@ fn owner_of(cluster: &Cluster, address: IpAddr) -> Option<SmolStr> {
 }
 
 fn log(denied: &Denied) {
+    let party = |name: &Option<String>, address: IpAddr| {
+        name.clone().unwrap_or_else(|| address.to_string())
+    };
+    let from = party(&denied.from, denied.source);
+    let to = party(&denied.to, denied.destination);
+    // What every kernel sends by itself is nothing to look at.
+    if denied.reason == DropReason::Unbound.name() {
+        debug!(
+            reason = denied.reason,
+            from,
+            to,
+            packets = denied.packets,
+            "denied"
+        );
+        return;
+    }
     info!(
         reason = denied.reason,
         direction = denied.direction,
-        from = denied
-            .from
-            .clone()
-            .unwrap_or_else(|| denied.source.to_string()),
-        to = denied
-            .to
-            .clone()
-            .unwrap_or_else(|| denied.destination.to_string()),
+        from,
+        to,
         protocol = denied.protocol,
         port = denied.port,
         rule = denied.rule,
@@ -296,10 +296,13 @@ fn log(denied: &Denied) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::{Capacities, LayoutOptions, layout};
+    use std::collections::BTreeSet;
     use towpath_core::model::{
         Endpoint, EndpointId, EndpointKind, Labels, Lifecycle, Namespace, NamespaceMatch, Object,
         Policy, PolicyId, PolicyKind, Selector, Subject, Tier, Update,
     };
+    use towpath_dataplane::nft::transaction_text;
 
     fn pod(name: &str, address: &str) -> Update {
         Update::Upsert(Object::Endpoint(Endpoint {
@@ -372,6 +375,26 @@ mod tests {
                     destination: port,
                 },
             },
+        }
+    }
+
+    #[test]
+    fn every_prefix_that_the_layout_writes_is_a_reason() {
+        let options = LayoutOptions {
+            dhcp: true,
+            ..LayoutOptions::default()
+        };
+        let text = transaction_text(&layout(&options, &Capacities::default())).unwrap();
+
+        let written: BTreeSet<&str> = text
+            .split("prefix \"")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+
+        assert_eq!(written, DropReason::ALL.map(DropReason::name).into());
+        for prefix in written {
+            assert_eq!(reason_of(prefix), prefix);
         }
     }
 

@@ -29,6 +29,7 @@ const FILTER_PRIORITY: i32 = -200;
 pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
     let reasons = [
         DropReason::Spoofed,
+        DropReason::Unbound,
         DropReason::Advertisement,
         DropReason::Multicast,
         DropReason::Frame,
@@ -233,6 +234,13 @@ fn ip6_from_pods() -> Vec<Rule> {
                 SetId::Bindings(IpVersion::V6),
             )
             .verdict(RuleVerdict::Return),
+    ];
+    // Router solicitations and their like, which every kernel sends without being asked: no sign of spoofing.
+    rules.extend(link_local_sources().map(|rule| {
+        rule.tuple_not_within(&port, SetId::BoundPorts(IpVersion::V6))
+            .drop_for(DropReason::Unbound)
+    }));
+    rules.extend([
         RuleBuilder::new()
             .tuple_not_within(&port, SetId::BoundPorts(IpVersion::V6))
             .drop_for(DropReason::Spoofed),
@@ -241,7 +249,7 @@ fn ip6_from_pods() -> Vec<Rule> {
             .is(Field::Icmpv6Type, Value::U8(NEIGHBOUR_SOLICITATION))
             .is(Field::Ip6Source, Value::Ipv6(Ipv6Addr::UNSPECIFIED))
             .verdict(RuleVerdict::Goto(name("neighbour_target"))),
-    ];
+    ]);
     rules.extend(link_local_sources().map(|rule| {
         rule.one_of(Field::Icmpv6Type, &numbers(&NEIGHBOUR_TYPES))
             .verdict(RuleVerdict::Return)

@@ -16,6 +16,9 @@ pub enum DropReason {
     Unknown,
     /// Its source is not its sender's.
     Spoofed,
+    /// An IPv6 packet with a link-local source or none, from a port and hardware address without IPv6: the endpoint
+    /// has no IPv6 address, or is not known yet. Each pod's kernel sends such packets when its interface comes up.
+    Unbound,
     /// Conntrack finds it invalid, and its endpoint is restricted.
     Invalid,
     /// A pod sends an encapsulated packet to a node.
@@ -29,12 +32,26 @@ pub enum DropReason {
 }
 
 impl DropReason {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Policy,
+        Self::Unknown,
+        Self::Spoofed,
+        Self::Unbound,
+        Self::Invalid,
+        Self::Encapsulation,
+        Self::Advertisement,
+        Self::Multicast,
+        Self::Frame,
+    ];
+
     /// The log prefix.
     pub fn name(self) -> &'static str {
         match self {
             Self::Policy => "policy",
             Self::Unknown => "unknown",
             Self::Spoofed => "spoofed",
+            Self::Unbound => "unbound",
             Self::Invalid => "invalid",
             Self::Encapsulation => "encapsulation",
             Self::Advertisement => "advertisement",

@@ -95,7 +95,7 @@ fn every_drop_is_counted_and_logged_first() {
         .filter(|index| rules[*index].2.statements.contains(&drop))
         .collect();
 
-    assert_eq!(dropping.len(), 10);
+    assert_eq!(dropping.len(), 11);
     for index in dropping {
         let [count, log, dropped] = [index - 2, index - 1, index].map(|index| rules[index]);
         assert_eq!(count.2.statements, [Statement::Counter]);

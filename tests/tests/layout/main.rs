@@ -28,6 +28,7 @@ const UNKNOWN: Fate = Fate::Dropped(TableId::Inet, "unknown");
 const INVALID: Fate = Fate::Dropped(TableId::Inet, "invalid");
 const ENCAPSULATION: Fate = Fate::Dropped(TableId::Inet, "encapsulation");
 const SPOOFED: Fate = Fate::Dropped(TableId::Bridge, "spoofed");
+const UNBOUND: Fate = Fate::Dropped(TableId::Bridge, "unbound");
 const ADVERTISEMENT: Fate = Fate::Dropped(TableId::Bridge, "advertisement");
 const MULTICAST: Fate = Fate::Dropped(TableId::Bridge, "multicast");
 const FRAME: Fate = Fate::Dropped(TableId::Bridge, "frame");
@@ -405,6 +406,24 @@ fn neighbour_discovery_tells_the_truth() {
             "an endpoint without IPv6",
             "pr",
             dad(MAC_R, "fe80::4"),
+            UNBOUND,
+        ),
+        case(
+            "an endpoint without IPv6 asks for a router",
+            "pr",
+            router_advertisement(MAC_R, "fe80::4", 133),
+            UNBOUND,
+        ),
+        case(
+            "a port without endpoint asks for a router",
+            "pu",
+            router_advertisement(MAC_UNBOUND, "fe80::6", 133),
+            UNBOUND,
+        ),
+        case(
+            "an endpoint without IPv6 has an address nevertheless",
+            "pr",
+            udp6(MAC_R, MAC_B, "fd00::4", B6, 80),
             SPOOFED,
         ),
         case(

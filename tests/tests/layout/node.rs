@@ -269,7 +269,7 @@ impl Node {
             }
         }
         ensure!(
-            drops.len() == 10,
+            drops.len() == 11,
             "of the counters only {drops:?} are there"
         );
         Ok(drops)

@@ -315,7 +315,7 @@ pub(crate) fn dad(from: Mac, target: &str) -> Vec<u8> {
     ethernet(MAC_B, from, IPV6, &ipv6(source, group, 58, 255, &message))
 }
 
-/// A router advertisement or redirect to everybody.
+/// A router solicitation, router advertisement or redirect to everybody.
 pub(crate) fn router_advertisement(from: Mac, source: &str, kind: u8) -> Vec<u8> {
     let (source, everybody) = (ip6(source), ip6("ff02::1"));
     let message = icmpv6(
