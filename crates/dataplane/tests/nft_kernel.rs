@@ -15,8 +15,9 @@ use ruleset::everything::everything;
 use ruleset::{DROP, base_chain, bridge, exact, inet, name, rule, set, v4};
 use serde_json::Value as Json;
 use towpath_dataplane::nft::{
-    Backend, ChainRules, CommandBackend, CommitError, FieldType, Hook, NetlinkBackend, Operation,
-    Table, TableFlags, TableState, Transaction, transaction_text,
+    Backend, ChainRules, CommandBackend, CommitError, Field, FieldType, Hook, MatchOperand,
+    NetlinkBackend, Operation, Statement, Table, TableFlags, TableState, Transaction, Value,
+    transaction_text,
 };
 
 /// Runs `nft` and gives what it prints.
@@ -338,6 +339,52 @@ fn every_change_of_a_chain_is_noticed() {
             nft(&["flush", "ruleset"], "");
         }
     });
+}
+
+#[test]
+fn set_of_the_same_name_with_other_values_is_noticed() {
+    in_fresh_namespace(
+        "nft",
+        "set_of_the_same_name_with_other_values_is_noticed",
+        || {
+            let ports =
+                [(80, 80), (443, 443)].map(|(first, last)| (Value::U16(first), Value::U16(last)));
+            let listed = Statement::Match {
+                field: Field::DestinationPort,
+                negated: false,
+                operand: MatchOperand::OneOf(ports.into()),
+            };
+            let protocol = Statement::Match {
+                field: Field::L4Proto,
+                negated: false,
+                operand: MatchOperand::Value(Value::U8(6)),
+            };
+            let operations = vec![
+                Operation::AddTable(inet(), PLAIN),
+                Operation::AddChain(inet(), base_chain("forward", Hook::Forward, 10)),
+                Operation::AddRule(inet(), name("forward"), rule([protocol, listed, DROP])),
+            ];
+            let transaction = Transaction { operations };
+            let wanted = chains_of(&transaction, &inet());
+            let mut backend = NetlinkBackend::open().unwrap();
+            backend.commit(&transaction).unwrap();
+            let mut compare = || backend.different_chains(&inet(), &wanted).unwrap();
+            assert_eq!(compare(), [""; 0]);
+
+            // The first set's name is free again for the last one.
+            for ports in ["1, 2", "3, 4"] {
+                let replace = format!(
+                    "flush chain inet towpath forward; add rule inet towpath forward tcp dport {{ {ports} }} drop"
+                );
+                nft(&["-f", "-"], &replace);
+                assert_eq!(compare(), ["forward"]);
+            }
+            let right = "flush chain inet towpath forward; add rule inet towpath forward tcp dport { 80, 443 } drop";
+            nft(&["-f", "-"], right);
+
+            assert_eq!(compare(), [""; 0]);
+        },
+    );
 }
 
 /// A small table: a set, a chain and a rule.

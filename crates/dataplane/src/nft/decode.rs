@@ -29,6 +29,8 @@ pub(super) enum Decoded {
     ForeignChain(Table, String),
     /// A named set of a table.
     Set(Table, SetSpec),
+    /// An anonymous set of a table, by name, and its handle.
+    AnonymousSet(Table, String, u64),
     /// Some elements of a set; ranges come as two.
     Elements(Vec<RawElement>),
     /// A rule: its table, the name of its chain, its expression list.
@@ -56,7 +58,9 @@ pub(super) fn message(received: &Message<'_>) -> Option<Decoded> {
         message::NEWCHAIN => {
             decode_chain(family, &attributes).or_else(|| foreign_chain(family, &attributes))
         }
-        message::NEWSET => decode_set(family, &attributes),
+        message::NEWSET => {
+            decode_set(family, &attributes).or_else(|| unnamed_set(family, &attributes))
+        }
         message::NEWSETELEM | message::DELSETELEM => decode_elements(attributes),
         message::NEWRULE => raw_rule(family, attributes),
         _ => None,
@@ -176,6 +180,17 @@ fn decode_set(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
         size,
     };
     Some(Decoded::Set(Table { family, name: of }, spec))
+}
+
+fn unnamed_set(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
+    let of = name(find(attributes.clone(), set::TABLE)?)?;
+    let name = text(find(attributes.clone(), set::NAME)?).into_owned();
+    let handle = be64(find(attributes.clone(), set::HANDLE)?)?;
+    Some(Decoded::AnonymousSet(
+        Table { family, name: of },
+        name,
+        handle,
+    ))
 }
 
 /// The fields of a key from nft's type number.
@@ -366,6 +381,10 @@ pub(super) fn find(mut attributes: Attributes<'_>, kind: u16) -> Option<&[u8]> {
 
 pub(super) fn be32(value: &[u8]) -> Option<u32> {
     array_at(value, 0).map(u32::from_be_bytes)
+}
+
+pub(super) fn be64(value: &[u8]) -> Option<u64> {
+    array_at(value, 0).map(u64::from_be_bytes)
 }
 
 pub(super) fn name(value: &[u8]) -> Option<Name> {

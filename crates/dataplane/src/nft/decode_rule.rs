@@ -4,6 +4,7 @@
 //! field that implies it. Encoded again, the rule is the same.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use super::decode::{be32, decode_verdict, find, name};
 use super::expression::ANONYMOUS_NAME;
@@ -52,6 +53,17 @@ pub(super) fn decode_rule(family: Family, list: &[u8], sets: &AnonymousSets) -> 
     is_complete.then_some(Rule {
         statements: decoder.statements,
     })
+}
+
+/// Feeds a hash with what makes a rule what it is, without what its counters have counted. Anonymous sets never change,
+/// so their handles stand for their content.
+pub(super) fn hash_rule(list: &[u8], handles: &BTreeMap<String, u64>, hasher: &mut impl Hasher) {
+    for (kind, attributes) in expressions(list).filter(|(kind, _)| kind != "counter") {
+        set_name(&attributes)
+            .and_then(|set| handles.get(&set))
+            .hash(hasher);
+        (kind, attributes.0).hash(hasher);
+    }
 }
 
 fn expressions(list: &[u8]) -> impl Iterator<Item = (String, Attributes<'_>)> {

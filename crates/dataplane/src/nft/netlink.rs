@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::backend::{Backend, CommitError, is_transient};
 use super::batch::Batch;
-use super::compare::ChainRules;
+use super::compare::{ChainRules, VerifiedRules};
 use super::encode::Encoder;
 use super::object::{Element, Family, Name, Table, TableFlags};
 use super::text::describe;
@@ -60,6 +60,8 @@ pub struct NetlinkBackend {
     /// First sequence number of each operation of the batch.
     starts: Vec<u32>,
     receive: Vec<u8>,
+    /// What comparisons have found right.
+    pub(super) verified: VerifiedRules,
 }
 
 impl fmt::Debug for NetlinkBackend {
@@ -104,6 +106,7 @@ impl NetlinkBackend {
             batch: Batch::default(),
             starts: Vec::new(),
             receive: vec![0; DATAGRAM],
+            verified: VerifiedRules::default(),
         })
     }
 

@@ -54,6 +54,7 @@ pub(super) mod generation {
 pub(super) mod table {
     pub(crate) const NAME: u16 = 1;
     pub(crate) const FLAGS: u16 = 2;
+    pub(crate) const HANDLE: u16 = 4;
     pub(crate) const OWNER: u16 = 7;
     pub(crate) const F_DORMANT: u32 = 1;
     pub(crate) const F_OWNER: u32 = 2;
@@ -87,6 +88,7 @@ pub(super) mod set {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
+    pub(crate) const HANDLE: u16 = 16;
     pub(crate) const KEY_TYPE: u16 = 4;
     pub(crate) const KEY_LEN: u16 = 5;
     pub(crate) const DATA_TYPE: u16 = 6;
