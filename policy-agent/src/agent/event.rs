@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use towpath_core::model::Update;
 use towpath_dataplane::nflog::DeniedPacket;
 
-use super::link::InterfaceChange;
+use super::interfaces::InterfaceChange;
 use crate::applier::{Applied, ApplyError, Drift};
 
 use super::report::{Class, Denied, Endpoint, Policy, Problem, Status};

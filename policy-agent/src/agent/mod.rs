@@ -16,6 +16,7 @@ pub mod config;
 mod denied;
 mod event;
 mod graph;
+mod interfaces;
 mod latency;
 mod link;
 mod metrics;
@@ -365,5 +366,8 @@ impl Threads {
                 error!(name, "a thread has panicked");
             }
         }
+
+#[cfg(test)]
+mod tests;
     }
 }

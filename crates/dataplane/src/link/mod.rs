@@ -25,6 +25,6 @@ pub use model::{
     Scan, Snapshot,
 };
 pub use scan::Scanner;
-pub use wake::Waker;
+pub use wake::{Awake, Sleeper, Waker};
 pub(crate) use watch::enlarge_buffer;
 pub use watch::{Event, Wakeup, Watcher};

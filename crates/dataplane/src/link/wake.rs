@@ -25,22 +25,23 @@ impl Waker {
 
 /// The half that waits.
 #[derive(Debug)]
-pub(crate) struct Sleeper {
+pub struct Sleeper {
     pipe: PipeReader,
     waker: Waker,
 }
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Awake {
+pub struct Awake {
     /// The socket has something to read, or an error to fetch.
-    pub(crate) is_readable: bool,
+    pub is_readable: bool,
     /// A [`Waker`] was used.
-    pub(crate) is_woken: bool,
+    pub is_woken: bool,
 }
 
 impl Sleeper {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Both halves; the other one is [`Sleeper::waker`].
+    pub fn new() -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
         for end in [reader.as_fd(), writer.as_fd()] {
             fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -53,12 +54,13 @@ impl Sleeper {
         })
     }
 
-    pub(crate) fn waker(&self) -> Waker {
+    /// A handle that ends [`Sleeper::wait`] from another thread.
+    pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
     /// Waits for `socket`, a waker, or the end of `timeout`.
-    pub(crate) fn wait(&mut self, socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<Awake> {
+    pub fn wait(&mut self, socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<Awake> {
         let mut watched = [
             PollFd::new(socket, PollFlags::POLLIN),
             PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN),
