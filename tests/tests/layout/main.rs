@@ -29,6 +29,13 @@ const INVALID: Fate = Fate::Dropped(TableId::Inet, "invalid");
 const ENCAPSULATION: Fate = Fate::Dropped(TableId::Inet, "encapsulation");
 const SPOOFED: Fate = Fate::Dropped(TableId::Bridge, "spoofed");
 const UNBOUND: Fate = Fate::Dropped(TableId::Bridge, "unbound");
+const ADVERTISED_BY_STRANGER: Fate = Fate::Copies(
+    0,
+    &[
+        (TableId::Bridge, "multicast", 4),
+        (TableId::Inet, "advertisement", 2),
+    ],
+);
 const ADVERTISEMENT: Fate = Fate::Dropped(TableId::Bridge, "advertisement");
 const MULTICAST: Fate = Fate::Dropped(TableId::Bridge, "multicast");
 const FRAME: Fate = Fate::Dropped(TableId::Bridge, "frame");
@@ -427,6 +434,21 @@ fn neighbour_discovery_tells_the_truth() {
             SPOOFED,
         ),
         case(
+            "link-local and no discovery",
+            "pa",
+            udp6(MAC_A, MAC_B, LINK_LOCAL_A, B6, 80),
+            SPOOFED,
+        ),
+    ]);
+}
+
+#[test]
+fn nobody_on_the_bridge_is_a_router() {
+    require!("layout", Root, Nft, BridgeNetfilter, Ipv6);
+    let node = Node::start().unwrap();
+
+    node.check(&[
+        case(
             "a router advertisement",
             "pa",
             router_advertisement(MAC_A, LINK_LOCAL_A, 134),
@@ -438,11 +460,18 @@ fn neighbour_discovery_tells_the_truth() {
             router_advertisement(MAC_A, LINK_LOCAL_A, 137),
             ADVERTISEMENT,
         ),
+        // Copies to protected ports end on the bridge; that to the open endpoint and the node's own meet the inet hooks.
         case(
-            "link-local and no discovery",
-            "pa",
-            udp6(MAC_A, MAC_B, LINK_LOCAL_A, B6, 80),
-            SPOOFED,
+            "a router advertisement of a port that nobody told us of",
+            "px",
+            router_advertisement([2, 0, 0, 0, 0, 7], "fe80::7", 134),
+            ADVERTISED_BY_STRANGER,
+        ),
+        case(
+            "a redirect of a port that nobody told us of",
+            "px",
+            router_advertisement([2, 0, 0, 0, 0, 7], "fe80::7", 137),
+            ADVERTISED_BY_STRANGER,
         ),
     ]);
 }
