@@ -9,7 +9,9 @@ use towpath_tests::program;
 use crate::output::{say, warn};
 
 /// A program and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
+    // Builds the agent's allocator.
+    ("make", "make"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("conntrack", "conntrack"),

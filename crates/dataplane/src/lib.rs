@@ -3,6 +3,5 @@
 //! It knows nothing of policy. The only crate that opens netlink sockets or holds `unsafe`.
 
 pub mod link;
-pub mod memory;
 pub mod nflog;
 pub mod nft;

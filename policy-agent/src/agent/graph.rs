@@ -11,7 +11,6 @@ use ipnet::IpNet;
 use towpath_core::calc::CalcGraph;
 use towpath_core::model::{EndpointKind, InterfaceName, Object, ObjectKey, Update};
 use towpath_core::tables::Delta;
-use towpath_dataplane::memory;
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::{Condition, Readiness};
 use tracing::{debug, info, warn};
@@ -19,8 +18,8 @@ use tracing::{debug, info, warn};
 use super::AgentError;
 use super::config::Config;
 use super::denied::DeniedFlows;
-use super::interfaces::{HostFacts, InterfaceChange};
 use super::event::{ApplierNews, Event, SourceChange};
+use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
 use super::link::LinkControl;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
@@ -34,8 +33,6 @@ const COALESCE: Duration = Duration::from_millis(1);
 const COLLECT_AFTER: Duration = Duration::from_secs(1);
 /// How often denied flows are attributed, and counts for the metrics are made, at most.
 const TICK: Duration = Duration::from_secs(1);
-/// After so many changes, what they needed on their way is given back to the system.
-const MANY_UPDATES: usize = 2_000;
 /// Arrival times that are kept of one flush; of more, the oldest ones are measured.
 const MOST_ARRIVALS: usize = 1_024;
 
@@ -82,8 +79,6 @@ pub(super) struct GraphThread {
     are_facts_stale: bool,
     facts: NodeFacts,
     verify_at: Instant,
-    /// Changes since memory was given back.
-    updates_since_release: usize,
 }
 
 /// What must have happened before the first commit.
@@ -125,7 +120,6 @@ impl GraphThread {
             are_facts_stale: true,
             facts: NodeFacts::default(),
             verify_at: now + config.verify_interval(),
-            updates_since_release: 0,
         }
     }
 
@@ -253,7 +247,6 @@ impl GraphThread {
             return;
         }
         self.parts.metrics.count_events(teller, updates);
-        self.updates_since_release += updates;
         if self.unflushed.len() < MOST_ARRIVALS {
             self.unflushed.push(at);
         }
@@ -431,10 +424,6 @@ impl GraphThread {
         if self.tick_at <= now {
             self.tick_at = now + TICK;
             self.denied.attribute(self.graph.cluster(), now);
-            if self.in_flight.is_empty() && self.updates_since_release >= MANY_UPDATES {
-                self.updates_since_release = 0;
-                memory::give_back();
-            }
             self.set_gauges();
         }
     }

@@ -37,7 +37,6 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use towpath_dataplane::link::{NetlinkError, PodFilter};
-use towpath_dataplane::memory;
 use towpath_dataplane::nft::CommitError;
 use towpath_runtime::http::ListenError;
 use towpath_runtime::liveness::{Beat, Liveness};
@@ -131,7 +130,6 @@ where
         config = effective,
         "starting"
     );
-    memory::share_one_heap();
     let Agent {
         graph,
         threads,
@@ -366,8 +364,8 @@ impl Threads {
                 error!(name, "a thread has panicked");
             }
         }
+    }
+}
 
 #[cfg(test)]
 mod tests;
-    }
-}

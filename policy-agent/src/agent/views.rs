@@ -75,7 +75,7 @@ impl<'a> Local<'a> {
             .values()
             .map(|interface| interface.name.as_str())
             .collect();
-        self.cluster.endpoints().filter(move |endpoint| {
+        self.cluster.endpoints.values().filter(move |endpoint| {
             let is_here = match &endpoint.node {
                 Some(home) => home == node,
                 None => {
@@ -233,7 +233,7 @@ fn kind(kind: EndpointKind) -> &'static str {
 /// Policies that select the endpoint and apply in this direction, in the order in which they decide.
 fn policies_of(cluster: &Cluster, endpoint: &Endpoint, direction: Direction) -> Vec<String> {
     let mut policies: Vec<&Policy> = cluster
-        .policies()
+        .policies.values()
         .filter(|policy| rules(policy, direction).is_some())
         .filter(|policy| is_selected(cluster, &policy.subject, endpoint))
         .collect();
@@ -279,7 +279,7 @@ pub(super) fn policies(cluster: &Cluster, node: &str) -> Vec<report::Policy> {
             .or_default()
             .push(endpoint);
     }
-    let mut policies: Vec<&Policy> = cluster.policies().collect();
+    let mut policies: Vec<&Policy> = cluster.policies.values().collect();
     policies.sort_by_key(|policy| (policy.tier.order, policy.order));
     let describe = |policy: &&Policy| {
         let candidates: Vec<&Endpoint> = match &policy.subject.namespaces {

@@ -39,7 +39,7 @@ impl Placeholders {
             };
             self.given.insert(endpoint.id.clone(), address);
             endpoint.addresses.push(address);
-            cluster.apply(Update::Upsert(Object::Endpoint(*endpoint)));
+            cluster.apply(Update::Upsert(Object::Endpoint(endpoint)));
         }
         count
     }

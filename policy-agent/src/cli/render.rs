@@ -159,9 +159,9 @@ fn objects(cluster: Cluster) -> impl Iterator<Item = Object> {
         .chain(
             endpoints
                 .into_values()
-                .map(|endpoint| Object::Endpoint(*endpoint)),
+                .map(Object::Endpoint),
         )
-        .chain(policies.into_values().map(|policy| Object::Policy(*policy)))
+        .chain(policies.into_values().map(Object::Policy))
         .chain(interfaces.into_values().map(Object::Interface))
 }
 
@@ -174,7 +174,7 @@ fn placeholders(cluster: &Cluster, config: &Config) -> Vec<(String, ObservedInte
         };
         is_here && endpoint.is_workload() && !endpoint.addresses.is_empty()
     };
-    let local = cluster.endpoints().filter(is_local);
+    let local = cluster.endpoints.values().filter(is_local);
     (1..)
         .zip(local)
         .map(|(index, endpoint)| (endpoint.id.to_string(), stand_in(index, endpoint, config)))

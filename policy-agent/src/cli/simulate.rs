@@ -113,8 +113,8 @@ fn lay(cluster: &Cluster, with: &SourceLocation, is_whole: bool) -> Result<Clust
     let mut laid = cluster.clone();
     laid.namespaces.extend(second.namespaces);
     laid.nodes.extend(second.nodes);
-    laid.endpoints.extend(second.endpoints);
-    laid.policies.extend(second.policies);
+    laid.endpoints.extend(second.endpoints.into_values());
+    laid.policies.extend(second.policies.into_values());
     Ok(laid)
 }
 

@@ -18,7 +18,7 @@ pub(super) fn check(cluster: &Cluster, report: &mut Report<'_>) {
     let is_checked = |policy: &&Policy| {
         policy.id.kind == PolicyKind::ClusterNetworkPolicy && policy.invalid.is_none()
     };
-    let mut ordered: Vec<&Policy> = cluster.policies().filter(is_checked).collect();
+    let mut ordered: Vec<&Policy> = cluster.policies.values().filter(is_checked).collect();
     ordered.sort_by_key(|policy| (&policy.tier, policy.order, &policy.id));
     check_priorities(&ordered, report);
     for direction in Direction::BOTH {

@@ -79,12 +79,12 @@ fn check_addresses(index: &Index<'_>, report: &mut Report<'_>) {
 fn check_host_network(index: &Index<'_>, report: &mut Report<'_>) {
     let is_on_host =
         |endpoint: &&Endpoint| endpoint.host_network && endpoint.lifecycle == Lifecycle::Live;
-    for endpoint in index.cluster.endpoints().filter(is_on_host) {
+    for endpoint in index.cluster.endpoints.values().filter(is_on_host) {
         let is_meant = |policy: &&Policy| {
             policy.subject.pods.matches(&endpoint.labels)
                 && index.is_namespace_matched(&endpoint.id.namespace, &policy.subject.namespaces)
         };
-        let Some(policy) = index.cluster.policies().find(is_meant) else {
+        let Some(policy) = index.cluster.policies.values().find(is_meant) else {
             continue;
         };
         report.add(

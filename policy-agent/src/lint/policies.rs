@@ -121,7 +121,7 @@ fn check_named_ports(
 /// Pods that may reach other pods but no name server.
 pub(super) fn check_name_resolution(index: &Index<'_>, report: &mut Report<'_>) {
     let mut isolated: BTreeMap<&EndpointId, Egress<'_>> = BTreeMap::new();
-    for policy in index.cluster.policies() {
+    for policy in index.cluster.policies.values() {
         let Some(rules) = policy.rules(Direction::Egress) else {
             continue;
         };

@@ -116,7 +116,7 @@ fn describe(text: &mut String, cluster: &Cluster) -> fmt::Result {
             labels(&node.labels)
         )?;
     }
-    for endpoint in cluster.endpoints() {
+    for endpoint in cluster.endpoints.values() {
         describe_endpoint(text, endpoint)?;
     }
     for interface in cluster.interfaces.values() {

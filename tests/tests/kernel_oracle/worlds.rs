@@ -148,9 +148,9 @@ pub(crate) fn insertions(cluster: &Cluster) -> Vec<Update> {
 }
 
 fn objects(cluster: &Cluster) -> impl Iterator<Item = Object> {
-    let policies = cluster.policies().cloned().map(Object::Policy);
+    let policies = cluster.policies.values().cloned().map(Object::Policy);
     let interfaces = cluster.interfaces.values().cloned().map(Object::Interface);
-    let endpoints = cluster.endpoints().cloned().map(Object::Endpoint);
+    let endpoints = cluster.endpoints.values().cloned().map(Object::Endpoint);
     let nodes = cluster.nodes.values().cloned().map(Object::Node);
     let namespaces = cluster.namespaces.values().cloned().map(Object::Namespace);
     policies

@@ -157,7 +157,7 @@ impl CalcGraph {
                     self.mark_workloads(namespaces, &mut dirty.peers, |e| pods.matches(&e.labels));
                 }
                 Matcher::Serving(served) => {
-                    let endpoints = self.cluster.endpoints();
+                    let endpoints = self.cluster.endpoints.values();
                     let met = endpoints.filter(|endpoint| is_served(endpoint, served));
                     dirty
                         .peers
@@ -314,7 +314,7 @@ impl CalcGraph {
         }
         let mut signature: Signature = claimants
             .iter()
-            .map(|id| claimant(self.cluster.endpoints.get(id).map(|endpoint| &**endpoint)))
+            .map(|id| claimant(self.cluster.endpoints.get(id)))
             .collect();
         signature.sort_unstable();
         signature.dedup();

@@ -105,9 +105,10 @@ impl<'a> Reader<'a> {
                 namespace: namespace.clone(),
                 name: SmolStr::default(),
             };
-            let rest = self.cluster.policies.range(first..);
-            rest.take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
-                .map(|(_, policy)| &**policy)
+            let rest = self.cluster.policies.range(&first..);
+            rest.take_while(move |policy| {
+                policy.id.kind == kind && policy.id.namespace == namespace
+            })
         };
         of(PolicyKind::NetworkPolicy, endpoint.namespace.clone())
             .chain(of(PolicyKind::ClusterNetworkPolicy, SmolStr::default()))

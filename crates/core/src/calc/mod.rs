@@ -325,9 +325,8 @@ fn endpoints_of<'c>(
             name: SmolStr::default(),
         };
         let namespace = namespace.clone();
-        let rest = cluster.endpoints.range(first..);
-        rest.take_while(move |(id, _)| id.kind == kind && id.namespace == namespace)
-            .map(|(_, endpoint)| &**endpoint)
+        let rest = cluster.endpoints.range(&first..);
+        rest.take_while(move |e| e.id.kind == kind && e.id.namespace == namespace)
     };
     of(EndpointKind::Pod).chain(of(EndpointKind::WorkloadEndpoint))
 }

@@ -94,7 +94,7 @@ impl<'a> Index<'a> {
                 nodes.entry(*address).or_default().push(node);
             }
         }
-        let mut policies: Vec<&'a Policy> = cluster.policies().collect();
+        let mut policies: Vec<&'a Policy> = cluster.policies.values().collect();
         policies.sort_by_key(|policy| (&policy.tier, policy.order, &policy.id));
         let mut of_namespace: FxHashMap<&'a str, Vec<usize>> = FxHashMap::default();
         let mut of_many = Vec::new();

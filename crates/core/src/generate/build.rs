@@ -143,15 +143,9 @@ pub fn difference(old: &Cluster, new: &Cluster) -> Vec<Update> {
 fn objects(cluster: &Cluster) -> Vec<Object> {
     let namespaces = cluster.namespaces.values().cloned().map(Object::Namespace);
     let nodes = cluster.nodes.values().cloned().map(Object::Node);
-    let endpoints = cluster
-        .endpoints
-        .values()
-        .map(|e| Object::Endpoint((**e).clone()));
+    let endpoints = cluster.endpoints.values().cloned().map(Object::Endpoint);
     let interfaces = cluster.interfaces.values().cloned().map(Object::Interface);
-    let policies = cluster
-        .policies
-        .values()
-        .map(|p| Object::Policy((**p).clone()));
+    let policies = cluster.policies.values().cloned().map(Object::Policy);
     namespaces
         .chain(nodes)
         .chain(endpoints)

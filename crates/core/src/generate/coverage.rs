@@ -151,12 +151,7 @@ impl<'a> Hits<'_, 'a> {
                         NamespaceMatch::Matching(selector) => selector.matches(&namespace.labels),
                     })
         };
-        let mut selecting = cluster
-            .policies
-            .values()
-            .map(|policy| &**policy)
-            .filter(selects)
-            .peekable();
+        let mut selecting = cluster.policies.values().filter(selects).peekable();
         let is_selected = selecting.peek().is_some();
         let applies_here = selecting.any(|policy| policy.rules(direction).is_some());
         self.mark_if(Row::NoPolicyAllows, !is_selected);
@@ -166,14 +161,7 @@ impl<'a> Hits<'_, 'a> {
     fn peer_kinds(&mut self, evaluator: &Evaluator) {
         let address = self.explanation.peer_address;
         let claims = |endpoint: &&Endpoint| endpoint.addresses.contains(&address);
-        let owners = || {
-            evaluator
-                .cluster()
-                .endpoints
-                .values()
-                .map(|endpoint| &**endpoint)
-                .filter(claims)
-        };
+        let owners = || evaluator.cluster().endpoints.values().filter(claims);
         let traces: Vec<PeerTrace<'a>> = self
             .rules()
             .flat_map(|(_, rule)| rule.peers.clone())

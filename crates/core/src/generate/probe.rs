@@ -98,10 +98,10 @@ impl Points {
             nodes,
             ..Self::default()
         };
-        for endpoint in cluster.endpoints() {
+        for endpoint in cluster.endpoints.values() {
             points.add_endpoint(cluster, endpoint);
         }
-        for policy in cluster.policies() {
+        for policy in cluster.policies.values() {
             points.add_policy(cluster, policy);
         }
         points

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use smol_str::SmolStr;
 
-use super::{Endpoint, EndpointId, Labels, NamespaceMatch, ObservedInterface, Policy, PolicyId};
+use super::{
+    Endpoint, EndpointId, Labels, NamespaceMatch, Objects, ObservedInterface, Policy, PolicyId,
+};
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,25 +92,15 @@ pub struct Cluster {
     pub namespaces: BTreeMap<SmolStr, Namespace>,
     /// Nodes by name.
     pub nodes: BTreeMap<SmolStr, Node>,
-    /// Endpoints by id; boxed, for a sparse node of the tree costs little then.
-    pub endpoints: BTreeMap<EndpointId, Box<Endpoint>>,
-    /// Policies by id; boxed as well.
-    pub policies: BTreeMap<PolicyId, Box<Policy>>,
+    /// Endpoints by id.
+    pub endpoints: Objects<Endpoint>,
+    /// Policies by id.
+    pub policies: Objects<Policy>,
     /// Interfaces of this node by index.
     pub interfaces: BTreeMap<u32, ObservedInterface>,
 }
 
 impl Cluster {
-    /// All endpoints, by id.
-    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.values().map(|endpoint| &**endpoint)
-    }
-
-    /// All policies, by id.
-    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
-        self.policies.values().map(|policy| &**policy)
-    }
-
     /// The namespaces for which a condition holds.
     pub fn namespaces_matching<'c>(
         &'c self,
@@ -134,14 +126,10 @@ impl Cluster {
             Update::Upsert(Object::Node(new)) => {
                 self.nodes.insert(new.name.clone(), new).map(Object::Node)
             }
-            Update::Upsert(Object::Endpoint(new)) => self
-                .endpoints
-                .insert(new.id.clone(), Box::new(new))
-                .map(|old| Object::Endpoint(*old)),
-            Update::Upsert(Object::Policy(new)) => self
-                .policies
-                .insert(new.id.clone(), Box::new(new))
-                .map(|old| Object::Policy(*old)),
+            Update::Upsert(Object::Endpoint(new)) => {
+                self.endpoints.insert(new).map(Object::Endpoint)
+            }
+            Update::Upsert(Object::Policy(new)) => self.policies.insert(new).map(Object::Policy),
             Update::Upsert(Object::Interface(new)) => self
                 .interfaces
                 .insert(new.index, new)
@@ -151,13 +139,9 @@ impl Cluster {
             }
             Update::Remove(ObjectKey::Node(name)) => self.nodes.remove(&name).map(Object::Node),
             Update::Remove(ObjectKey::Endpoint(id)) => {
-                let old = self.endpoints.remove(&id);
-                old.map(|old| Object::Endpoint(*old))
+                self.endpoints.remove(&id).map(Object::Endpoint)
             }
-            Update::Remove(ObjectKey::Policy(id)) => {
-                let old = self.policies.remove(&id);
-                old.map(|old| Object::Policy(*old))
-            }
+            Update::Remove(ObjectKey::Policy(id)) => self.policies.remove(&id).map(Object::Policy),
             Update::Remove(ObjectKey::Interface(index)) => {
                 self.interfaces.remove(&index).map(Object::Interface)
             }

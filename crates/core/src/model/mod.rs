@@ -4,6 +4,7 @@
 
 mod cluster;
 mod endpoint;
+mod objects;
 mod policy;
 mod selector;
 
@@ -12,6 +13,7 @@ pub use endpoint::{
     ContainerPort, Endpoint, EndpointId, EndpointKind, InterfaceName, InterfaceNameError,
     Lifecycle, MacAddress, ObservedInterface,
 };
+pub use objects::{Identified, Objects};
 pub use policy::{
     Action, Direction, NamespaceMatch, Peer, Peers, Policy, PolicyId, PolicyKind, PortMatch, Ports,
     Protocol, Rule, Subject, Tier, TierDefault, Verdict,

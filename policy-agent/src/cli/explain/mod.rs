@@ -128,7 +128,7 @@ fn find<'a>(
 ) -> Result<&'a Endpoint, CommandError> {
     let is_it =
         |endpoint: &&Endpoint| endpoint.id.namespace == *namespace && endpoint.id.name == *name;
-    cluster.endpoints().find(is_it).ok_or_else(|| {
+    cluster.endpoints.values().find(is_it).ok_or_else(|| {
         CommandError::Failed(format!(
             "there is no pod or workload endpoint {namespace}/{name}"
         ))

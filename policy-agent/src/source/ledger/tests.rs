@@ -138,7 +138,7 @@ fn of_two_objects_with_one_name_the_first_is_in_force() {
     );
     assert_eq!(world.write(&[("a", None)]), ["+Pod default/x"]);
     assert_eq!(
-        world.cluster.endpoints().next().unwrap().addresses[0].to_string(),
+        world.cluster.endpoints.values().next().unwrap().addresses[0].to_string(),
         "10.0.0.2"
     );
     assert_eq!(world.findings(), NONE);
@@ -232,7 +232,7 @@ fn a_good_version_elsewhere_wins_over_a_bad_one() {
         ("b", some(policy("x", "{}"))),
     ]);
 
-    assert_eq!(world.cluster.policies().next().unwrap().invalid, None);
+    assert_eq!(world.cluster.policies.values().next().unwrap().invalid, None);
     assert_eq!(world.findings().len(), 2);
     // The good one is cleanly removed; what is left is the bad one.
     assert_eq!(world.write(&[("b", None)]), ["~NetworkPolicy shop/x"]);
@@ -419,7 +419,8 @@ proptest! {
 
         world.write(&[("a", Some(broken.concat() + "---\n{\n"))]);
 
-        for (id, policy) in &before.policies {
+        for policy in before.policies.values() {
+            let id = &policy.id;
             let now = world.cluster.policies.get(id);
             prop_assert!(now.is_some_and(|now| now.invalid.is_none()), "{:?}", policy.id);
         }
