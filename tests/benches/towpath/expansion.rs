@@ -36,7 +36,10 @@ struct Run {
     /// What the tables are after the event.
     tables: Tables,
     classes: usize,
+    /// Hash entries that stay when the event has ended.
+    left: usize,
     spent: Duration,
+    load: Arm,
     whole: Arm,
     event: Arm,
     commit: Arm,
@@ -62,17 +65,23 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
         notes.push(run.sizes(share));
     }
     notes.push(METHOD.to_owned());
-    let mut arms: [Vec<Arm>; 4] = Default::default();
+    let mut arms: [Vec<Arm>; 5] = Default::default();
     for run in runs {
-        for (arms, arm) in (arms.iter_mut()).zip([run.whole, run.event, run.commit, run.end]) {
+        let of_run = [run.whole, run.load, run.event, run.commit, run.end];
+        for (arms, arm) in arms.iter_mut().zip(of_run) {
             arms.push(arm);
         }
     }
-    let [whole, event, commit, end] = arms;
+    let [whole, load, event, commit, end] = arms;
     let mut first = Section::new("Blow-up: flush of the whole cluster", "ms", whole);
     first.notes = notes;
     report.sections.extend([
         first,
+        Section::new(
+            "Blow-up: whole tables to the kernel, without the event",
+            "ms",
+            load,
+        ),
         Section::new("Blow-up: flush of one event", "ms", event),
         Section::new("Blow-up: the event's batches in the kernel", "ms", commit),
         Section::new("Blow-up: flush of its end", "ms", end),
@@ -87,7 +96,9 @@ impl Run {
         graph.flush();
         let namespace = fresh("b")?;
         let tables = graph.tables();
+        let began = Instant::now();
         let applier = namespace.enter(|| events::load(tables))??;
+        let load = Arm::once(case.name, milliseconds(began));
         let name = case.name;
         Ok(Self {
             case,
@@ -97,7 +108,9 @@ impl Run {
             batches: (0, 0),
             tables: Tables::default(),
             classes: 0,
+            left: 0,
             spent: Duration::ZERO,
+            load,
             whole: Arm::new(name),
             event: Arm::new(name),
             commit: Arm::new(name),
@@ -114,7 +127,8 @@ impl Run {
         drop(fresh);
         apply(&mut self.graph, &self.case.event);
         let event = flush(&mut self.graph, &mut self.event);
-        if self.classes == 0 {
+        let is_first = self.end.samples.is_empty();
+        if is_first {
             self.batches = (whole.phases.len(), event.phases.len());
             self.tables = self.graph.tables();
             self.classes = self.graph.class_count();
@@ -129,6 +143,9 @@ impl Run {
         let end = flush(&mut self.graph, &mut self.end);
         events::commit(&mut self.applier, end)?;
         self.collect()?;
+        if is_first {
+            self.left = Sizes::of(&self.graph.tables()).entries;
+        }
         self.spent += began.elapsed();
         Ok(())
     }
@@ -146,11 +163,12 @@ impl Run {
         )]
         let elements = (sizes.entries + sizes.elements) as f64;
         format!(
-            "{}: {} classes; {} hash entries, {} set elements, {} profiles with {} rules; batches: {} at once, {} for \
+            "{}: {} classes; {} hash entries ({} after its end), {} set elements, {} profiles with {} rules; batches: {} at once, {} for \
              the event; kernel {:.2} MiB ({:.0} bytes an element), MemAvailable less by {:.2} MiB",
             self.case.name,
             self.classes,
             sizes.entries,
+            self.left,
             sizes.elements,
             self.tables.profiles.len(),
             sizes.rules,

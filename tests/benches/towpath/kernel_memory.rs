@@ -18,6 +18,8 @@ use crate::report::Arm;
 
 /// How often the tables are loaded.
 const ROUNDS: u32 = 3;
+/// Tables that take this long are not loaded again.
+const BUDGET: Duration = Duration::from_secs(3);
 /// Two readings this far apart must agree: frees are late, by a grace period of the kernel.
 const APART: Duration = Duration::from_millis(60);
 /// Readings that differ by no more agree.
@@ -27,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How it was measured, for the reader.
 pub(crate) const METHOD: &str = "kernel: SUnreclaim + VmallocUsed + Percpu of /proc/meminfo before and after the load \
-     into a fresh namespace, 3 times, median; beside it the drop of MemAvailable, which counts the whole machine";
+     into a fresh namespace, 3 times (once if that takes seconds), median; beside it the drop of MemAvailable, which counts the whole machine";
 
 /// Measures tables. Its namespaces stay until it is dropped: their removal, which the kernel does later, would
 /// disturb the next measurement.
@@ -56,7 +58,11 @@ impl KernelMemory {
     /// What these tables take.
     pub(crate) fn of(&mut self, tables: &Tables) -> Result<Share> {
         let (mut bytes, mut available) = (Arm::new("kernel"), Arm::new("available"));
-        for _ in 0..ROUNDS {
+        let began = Instant::now();
+        for round in 0..ROUNDS {
+            if round > 0 && began.elapsed() > BUDGET {
+                break;
+            }
             let namespace = fresh("m")?;
             let tables = tables.clone();
             let before = settled()?;
