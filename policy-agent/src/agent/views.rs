@@ -233,7 +233,8 @@ fn kind(kind: EndpointKind) -> &'static str {
 /// Policies that select the endpoint and apply in this direction, in the order in which they decide.
 fn policies_of(cluster: &Cluster, endpoint: &Endpoint, direction: Direction) -> Vec<String> {
     let mut policies: Vec<&Policy> = cluster
-        .policies.values()
+        .policies
+        .values()
         .filter(|policy| rules(policy, direction).is_some())
         .filter(|policy| is_selected(cluster, &policy.subject, endpoint))
         .collect();

@@ -205,6 +205,11 @@ impl Applier {
         job.phases.extend(phases);
         job.facts_changed |= facts_changed;
         self.job = Some(job);
+        if !self.facts.routed_interfaces.is_empty() && !self.options.routed_pods {
+            // The check stays when the last such pod goes: the next one need not replace the tables again.
+            self.options.routed_pods = true;
+            self.must_replace = true;
+        }
     }
 
     /// One attempt at one batch, or more while they succeed.

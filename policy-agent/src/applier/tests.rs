@@ -35,8 +35,12 @@ fn change(generation: u64, phases: Vec<Phase>) -> Pending {
 
 /// What a kernel that was loaded in one go would hold.
 fn fresh(tables: &Tables, facts: &NodeFacts) -> FakeKernel {
+    fresh_with(tables, facts, LayoutOptions::default())
+}
+
+fn fresh_with(tables: &Tables, facts: &NodeFacts, options: LayoutOptions) -> FakeKernel {
     let kernel = FakeKernel::new();
-    let mut applier = applier(&kernel);
+    let mut applier = Applier::new(Box::new(kernel.clone()), options);
     let facts = Some(facts.clone());
     applier.enqueue(Pending {
         facts,
@@ -361,6 +365,34 @@ fn the_thread_applies_verifies_and_ends() {
     assert!(kernel.clone().has_table(&TableId::Inet.table()).unwrap());
 }
 
+#[test]
+fn sources_of_routed_pods_are_checked_once_there_is_one() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    let has_check = |kernel: &FakeKernel| {
+        contents(kernel)
+            .1
+            .iter()
+            .any(|name| name.ends_with("routed_source"))
+    };
+    applier.enqueue(change_with_peer(1));
+    settle(&mut applier).unwrap();
+    assert!(!has_check(&kernel));
+
+    let facts = NodeFacts {
+        routed_interfaces: ["veth1".parse().unwrap()].into(),
+        ..NodeFacts::default()
+    };
+    applier.enqueue(Pending {
+        facts: Some(facts),
+        ..Pending::default()
+    });
+    settle(&mut applier).unwrap();
+
+    assert!(has_check(&kernel));
+    assert!(applier.verify().unwrap().is_none());
+}
+
 fn change_with_peer(generation: u64) -> Pending {
     change(generation, vec![phase_with_peer()])
 }
@@ -405,7 +437,9 @@ proptest! {
 
         let (tables, facts) = states.last().unwrap();
         prop_assert_eq!(applier.tables(), tables);
-        prop_assert_eq!(contents(&kernel), contents(&fresh(tables, facts)));
+        // What was once needed for a routed pod stays.
+        let wanted = fresh_with(tables, facts, applier.options.clone());
+        prop_assert_eq!(contents(&kernel), contents(&wanted));
         prop_assert!(applier.verify().unwrap().is_none());
     }
 

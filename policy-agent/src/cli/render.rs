@@ -156,11 +156,7 @@ fn objects(cluster: Cluster) -> impl Iterator<Item = Object> {
     let namespaces = namespaces.into_values().map(Object::Namespace);
     namespaces
         .chain(nodes.into_values().map(Object::Node))
-        .chain(
-            endpoints
-                .into_values()
-                .map(Object::Endpoint),
-        )
+        .chain(endpoints.into_values().map(Object::Endpoint))
         .chain(policies.into_values().map(Object::Policy))
         .chain(interfaces.into_values().map(Object::Interface))
 }

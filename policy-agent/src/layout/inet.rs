@@ -54,13 +54,15 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
     chains.push(regular("encapsulation", encapsulation()));
     chains.push(regular("from_endpoint", from_endpoint(options)));
     chains.push(regular("to_endpoint", to_endpoint(options)));
-    chains.push(regular("routed_source", routed_source(options)));
-    chains.push(base(
-        "prerouting",
-        Hook::Prerouting,
-        SOURCE_CHECK_PRIORITY,
-        source_check(),
-    ));
+    if options.routed_pods {
+        chains.push(regular("routed_source", routed_source(options)));
+        chains.push(base(
+            "prerouting",
+            Hook::Prerouting,
+            SOURCE_CHECK_PRIORITY,
+            source_check(),
+        ));
+    }
     chains.push(base("input", Hook::Input, JUDGE_PRIORITY, input(options)));
     chains.push(base(
         "forward",

@@ -51,6 +51,9 @@ pub struct LayoutOptions {
     pub log_burst: u32,
     /// Whether pods get their addresses over DHCP.
     pub dhcp: bool,
+    /// Whether there are pod interfaces without a bridge. Their sources are checked at a hook of its own, which every
+    /// packet of the node pays for.
+    pub routed_pods: bool,
 }
 
 impl Default for LayoutOptions {
@@ -63,6 +66,7 @@ impl Default for LayoutOptions {
             log_rate: 100,
             log_burst: 100,
             dhcp: false,
+            routed_pods: false,
         }
     }
 }

@@ -27,6 +27,7 @@ fn options_change_few_lines() {
         log_rate: 1,
         log_burst: 2,
         dhcp: true,
+        routed_pods: true,
     };
 
     let changed = text(&options);

@@ -21,7 +21,8 @@ impl<'a> Index<'a> {
         let mut workloads: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut named: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for endpoint in cluster
-            .endpoints.values()
+            .endpoints
+            .values()
             .filter(|endpoint| endpoint.is_workload())
         {
             workloads

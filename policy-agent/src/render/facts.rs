@@ -64,6 +64,11 @@ impl FactSets {
         self.sets.iter().map(|(set, keys)| (*set, keys))
     }
 
+    /// Whether there are pod interfaces without a bridge.
+    pub(super) fn has_routed_pods(&self) -> bool {
+        self.sets.contains_key(&SetId::RoutedInterfaces)
+    }
+
     fn get(&self, set: SetId) -> Option<&BTreeSet<SetKey>> {
         self.sets.get(&set)
     }

@@ -143,8 +143,12 @@ pub fn render_text(
     facts: &NodeFacts,
     options: &LayoutOptions,
 ) -> Result<String, TextError> {
-    let (transaction, _) = replace(tables, &fact_sets(tables, facts), options);
-    transaction_text(&transaction)
+    let sets = fact_sets(tables, facts);
+    let options = LayoutOptions {
+        routed_pods: options.routed_pods || sets.has_routed_pods(),
+        ..options.clone()
+    };
+    transaction_text(&replace(tables, &sets, &options).0)
 }
 
 /// The facts and what follows from them and the tables, as sets.

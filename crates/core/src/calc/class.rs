@@ -4,6 +4,8 @@
 //! them apart. One of them is canonical. The others live on, for to leave them costs an element per member; they are
 //! emptied when there is time ([`Classes::is_leftover`]).
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 
 use super::compile::{MatcherId, Signature};
@@ -11,7 +13,7 @@ use crate::tables::ClassId;
 
 #[derive(Clone, Debug)]
 struct Class {
-    signature: Signature,
+    signature: Arc<Signature>,
     members: u64,
 }
 
@@ -19,7 +21,7 @@ struct Class {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Classes {
     /// The classes of each signature; the first is canonical.
-    alike: FxHashMap<Signature, Vec<ClassId>>,
+    alike: FxHashMap<Arc<Signature>, Vec<ClassId>>,
     known: FxHashMap<ClassId, Class>,
     last: u32,
 }
@@ -45,6 +47,7 @@ impl Classes {
     pub(super) fn fresh(&mut self, signature: &Signature) -> ClassId {
         self.last += 1;
         let class = ClassId(self.last);
+        let signature = Arc::new(signature.clone());
         self.known.insert(
             class,
             Class {
@@ -52,11 +55,11 @@ impl Classes {
                 members: 0,
             },
         );
-        self.enter(class, signature.clone());
+        self.enter(class, signature);
         class
     }
 
-    fn enter(&mut self, id: ClassId, signature: Signature) {
+    fn enter(&mut self, id: ClassId, signature: Arc<Signature>) {
         self.alike.entry(signature).or_default().push(id);
     }
 
@@ -79,9 +82,10 @@ impl Classes {
         let Some(class) = self.known.get_mut(&id) else {
             return;
         };
+        let signature = Arc::new(signature.clone());
         let old = std::mem::replace(&mut class.signature, signature.clone());
         self.withdraw(id, &old);
-        self.enter(id, signature.clone());
+        self.enter(id, signature);
     }
 
     /// Matchers (sorted) are out of use: no signature holds them any more.
@@ -98,12 +102,13 @@ impl Classes {
             let Some(class) = self.known.get_mut(&id) else {
                 continue;
             };
-            let mut signature = class.signature.clone();
+            let mut signature = (*class.signature).clone();
             for claimant in &mut signature {
                 claimant.retain(|(id, _)| dropped.binary_search(id).is_err());
             }
             signature.sort_unstable();
             signature.dedup();
+            let signature = Arc::new(signature);
             let old = std::mem::replace(&mut class.signature, signature.clone());
             self.withdraw(id, &old);
             self.enter(id, signature);
@@ -142,12 +147,14 @@ impl Classes {
 
     /// Every class with its signature.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ClassId, &Signature)> {
-        self.known.iter().map(|(id, class)| (*id, &class.signature))
+        self.known
+            .iter()
+            .map(|(id, class)| (*id, &*class.signature))
     }
 
     /// The signature of a class; that of class 0 is nobody's.
     pub(super) fn signature(&self, class: ClassId) -> Option<&Signature> {
-        self.known.get(&class).map(|class| &class.signature)
+        self.known.get(&class).map(|class| &*class.signature)
     }
 
     /// Whether members of two classes are the same to all rules.

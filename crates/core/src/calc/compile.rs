@@ -3,6 +3,8 @@
 //! A rule is broken into terms: one matcher (or anybody) and the ports that it opens to it. A peer is known by
 //! the matchers that it meets, surely or perhaps (a workload of an unknown namespace, edge case 2).
 
+use std::sync::Arc;
+
 use super::port_space::PortSpace;
 use crate::model::{Action, TierDefault};
 
@@ -21,7 +23,7 @@ pub(super) struct Term {
     /// Whom it concerns; `None` is anybody.
     pub(super) matcher: Option<MatcherId>,
     /// Which ports.
-    pub(super) ports: PortSpace,
+    pub(super) ports: Arc<PortSpace>,
 }
 
 /// A rule as terms.

@@ -150,7 +150,7 @@ impl CalcGraph {
     /// blocks changed.
     fn mark_met(&self, changes: &MatcherChanges, dirty: &mut Dirty) -> Option<Partition> {
         for matcher in &changes.added {
-            match matcher {
+            match &**matcher {
                 Matcher::Workloads {
                     namespaces, pods, ..
                 } => {
@@ -170,7 +170,7 @@ impl CalcGraph {
         let dropped = changes.dropped.iter().map(|(_, matcher)| matcher);
         let mut is_changed = false;
         for matcher in changes.added.iter().chain(dropped) {
-            if let Matcher::Network { cidr, .. } = matcher {
+            if let Matcher::Network { cidr, .. } = &**matcher {
                 dirty.peers.extend(self.index.addresses_in(cidr));
                 is_changed = true;
             }

@@ -196,6 +196,7 @@ impl RuleCompiler<'_, '_> {
             }
         }
         if !fixed.is_empty() {
+            let fixed = Arc::new(fixed);
             match &rule.peers {
                 Peers::Any => terms.push(Term {
                     matcher: None,
@@ -235,7 +236,7 @@ impl RuleCompiler<'_, '_> {
                 let matcher = Some(self.acquire(matcher));
                 terms.push(Term {
                     matcher,
-                    ports: PortSpace::range(protocol, number, number),
+                    ports: Arc::new(PortSpace::range(protocol, number, number)),
                 });
             };
             match peers {

@@ -2,6 +2,8 @@
 //!
 //! A number is never given to another matcher, so a signature means the same for ever.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use smol_str::SmolStr;
@@ -32,8 +34,8 @@ pub(super) enum Matcher {
 /// A change of the set of matchers in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MatcherChanges {
-    pub(super) added: Vec<Matcher>,
-    pub(super) dropped: Vec<(MatcherId, Matcher)>,
+    pub(super) added: Vec<Arc<Matcher>>,
+    pub(super) dropped: Vec<(MatcherId, Arc<Matcher>)>,
 }
 
 impl MatcherChanges {
@@ -47,14 +49,14 @@ impl MatcherChanges {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    matcher: Matcher,
+    matcher: Arc<Matcher>,
     references: u32,
 }
 
 /// The matchers in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Matchers {
-    numbers: FxHashMap<Matcher, MatcherId>,
+    numbers: FxHashMap<Arc<Matcher>, MatcherId>,
     entries: FxHashMap<MatcherId, Entry>,
     next: MatcherId,
     /// Workload matchers by the known namespaces that they select.
@@ -82,7 +84,8 @@ impl Matchers {
         }
         let id = self.next;
         self.next += 1;
-        match &matcher {
+        let matcher = Arc::new(matcher);
+        match &*matcher {
             Matcher::Workloads {
                 namespaces: wanted, ..
             } => {
@@ -123,7 +126,7 @@ impl Matchers {
             return;
         };
         self.numbers.remove(&matcher);
-        match &matcher {
+        match &*matcher {
             Matcher::Workloads { namespaces, .. } => {
                 self.workloads.retain(|other| *other != id);
                 self.forget(id, namespaces);
@@ -159,7 +162,7 @@ impl Matchers {
     pub(super) fn rescan_namespace(&mut self, name: &SmolStr, namespace: Option<&Namespace>) {
         self.by_namespace.remove(name);
         let Some(namespace) = namespace else { return };
-        let is_selecting = |id: &&MatcherId| match &self.entries[*id].matcher {
+        let is_selecting = |id: &&MatcherId| match &*self.entries[*id].matcher {
             Matcher::Workloads { namespaces, .. } => namespaces.selects(namespace),
             _ => false,
         };
@@ -178,7 +181,7 @@ impl Matchers {
     pub(super) fn networks(&self) -> impl Iterator<Item = (MatcherId, &IpNet, &[IpNet])> {
         self.entries
             .iter()
-            .filter_map(|(id, entry)| match &entry.matcher {
+            .filter_map(|(id, entry)| match &*entry.matcher {
                 Matcher::Network { cidr, except } => Some((*id, cidr, except.as_slice())),
                 _ => None,
             })
@@ -196,7 +199,7 @@ impl Matchers {
                 .by_namespace
                 .get(&endpoint.id.namespace)
                 .map_or(&[][..], Vec::as_slice);
-            let matching = ids.iter().filter(|id| match &self.entries[*id].matcher {
+            let matching = ids.iter().filter(|id| match &*self.entries[*id].matcher {
                 Matcher::Workloads { pods, serves, .. } => {
                     pods.matches(&endpoint.labels)
                         && serves
@@ -210,7 +213,7 @@ impl Matchers {
             let possible = self
                 .workloads
                 .iter()
-                .filter(|id| match &self.entries[*id].matcher {
+                .filter(|id| match &*self.entries[*id].matcher {
                     Matcher::Workloads { serves, .. } => serves
                         .as_ref()
                         .is_none_or(|served| is_served(endpoint, served)),
@@ -219,7 +222,7 @@ impl Matchers {
             met.extend(possible.map(|id| (*id, false)));
         }
         let serving = self.serving.iter().filter(|id| {
-            matches!(&self.entries[*id].matcher, Matcher::Serving(served) if is_served(endpoint, served))
+            matches!(&*self.entries[*id].matcher, Matcher::Serving(served) if is_served(endpoint, served))
         });
         met.extend(serving.map(|id| (*id, true)));
     }
@@ -227,7 +230,7 @@ impl Matchers {
     /// Adds the node matchers that meet a node with these labels.
     pub(super) fn of_node(&self, labels: &Labels, met: &mut Vec<(MatcherId, bool)>) {
         let matching = self.nodes.iter().filter(
-            |id| matches!(&self.entries[*id].matcher, Matcher::Nodes(selector) if selector.matches(labels)),
+            |id| matches!(&*self.entries[*id].matcher, Matcher::Nodes(selector) if selector.matches(labels)),
         );
         met.extend(matching.map(|id| (*id, true)));
     }

@@ -232,7 +232,10 @@ fn a_good_version_elsewhere_wins_over_a_bad_one() {
         ("b", some(policy("x", "{}"))),
     ]);
 
-    assert_eq!(world.cluster.policies.values().next().unwrap().invalid, None);
+    assert_eq!(
+        world.cluster.policies.values().next().unwrap().invalid,
+        None
+    );
     assert_eq!(world.findings().len(), 2);
     // The good one is cleanly removed; what is left is the bad one.
     assert_eq!(world.write(&[("b", None)]), ["~NetworkPolicy shop/x"]);
