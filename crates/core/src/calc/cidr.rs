@@ -226,3 +226,244 @@ impl Partition {
         overlaps
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A block with holes, of a matcher.
+    type Block = (MatcherId, IpNet, Vec<IpNet>);
+
+    fn partition(blocks: &[Block]) -> Partition {
+        Partition::new(
+            blocks
+                .iter()
+                .map(|(matcher, cidr, except)| (*matcher, cidr, except.as_slice())),
+        )
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a block")
+    }
+
+    fn block(matcher: MatcherId, cidr: &str, except: &[&str]) -> Block {
+        (
+            matcher,
+            net(cidr),
+            except.iter().map(|hole| net(hole)).collect(),
+        )
+    }
+
+    /// Blocks of all pieces, each with its matchers.
+    fn listing(partition: &Partition) -> Vec<(String, Vec<MatcherId>)> {
+        let pieces = partition.pieces().iter();
+        pieces
+            .flat_map(|piece| {
+                let networks = piece.networks().into_iter();
+                networks.map(|network| (network.to_string(), piece.matchers.clone()))
+            })
+            .collect()
+    }
+
+    /// What the blocks say of one address, asked one after the other.
+    fn naive(blocks: &[Block], address: IpAddr) -> Vec<MatcherId> {
+        let of = |matcher: MatcherId| blocks.iter().filter(move |block| block.0 == matcher);
+        let all: BTreeSet<MatcherId> = blocks.iter().map(|block| block.0).collect();
+        let meets = |matcher: &MatcherId| {
+            of(*matcher).any(|(_, cidr, _)| cidr.contains(&address))
+                && !of(*matcher).any(|(_, _, except)| except.iter().any(|h| h.contains(&address)))
+        };
+        all.into_iter().filter(meets).collect()
+    }
+
+    /// The ends of both families, and both ends of every block and hole with their neighbours.
+    fn turns(blocks: &[Block]) -> BTreeSet<IpAddr> {
+        let mut addresses: BTreeSet<IpAddr> = [
+            "0.0.0.0",
+            "255.255.255.255",
+            "::",
+            "ffff:ffff::1",
+            "::ffff:10.0.0.1",
+        ]
+        .iter()
+        .map(|text| text.parse().expect("an address"))
+        .collect();
+        for network in blocks
+            .iter()
+            .flat_map(|(_, cidr, except)| except.iter().chain([cidr]))
+        {
+            for end in [network.network(), network.broadcast()] {
+                addresses.extend(
+                    [Some(end), beside(end, -1), beside(end, 1)]
+                        .into_iter()
+                        .flatten(),
+                );
+            }
+        }
+        addresses
+    }
+
+    fn beside(address: IpAddr, step: i8) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(address) => address
+                .to_bits()
+                .checked_add_signed(step.into())
+                .map(|bits| Ipv4Addr::from_bits(bits).into()),
+            IpAddr::V6(address) => address
+                .to_bits()
+                .checked_add_signed(step.into())
+                .map(|bits| Ipv6Addr::from_bits(bits).into()),
+        }
+    }
+
+    /// Blocks that often touch, hold and cut each other, at the ends of their family too. Host bits are not cleared.
+    fn network() -> impl Strategy<Value = IpNet> {
+        let base = prop_oneof![4 => Just(0x0a00_0000_u32), 1 => Just(0), 1 => Just(0xffff_ffe0)];
+        let v4 = (base, 0..32u32, prop_oneof![1 => 0..=32u8, 5 => 27..=32u8]).prop_map(
+            |(base, host, length)| IpNet::new(Ipv4Addr::from_bits(base | host).into(), length),
+        );
+        let base =
+            prop_oneof![4 => Just(0xfd00_u128 << 112), 1 => Just(0), 1 => Just(u128::MAX ^ 31)];
+        let v6 = (
+            base,
+            0..32u128,
+            prop_oneof![1 => 0..=128u8, 5 => 123..=128u8],
+        )
+            .prop_map(|(base, host, length)| {
+                IpNet::new(Ipv6Addr::from_bits(base | host).into(), length)
+            });
+        prop_oneof![v4, v6].prop_map(|network| network.expect("a length of the family"))
+    }
+
+    fn blocks() -> impl Strategy<Value = Vec<Block>> {
+        vec((0..5u32, network(), vec(network(), 0..3)), 0..7)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn every_address_has_the_matchers_that_its_blocks_say(blocks in blocks()) {
+            let partition = partition(&blocks);
+            for address in turns(&blocks) {
+                prop_assert_eq!(partition.matchers(address), naive(&blocks, address), "{}", address);
+            }
+        }
+
+        #[test]
+        fn pieces_are_sorted_disjoint_and_as_few_as_can_be(blocks in blocks()) {
+            let partition = partition(&blocks);
+            for piece in partition.pieces() {
+                prop_assert!(!piece.matchers.is_empty() && piece.first <= piece.last);
+                let addresses = piece.networks().into_iter().map(|network| bounds(&network));
+                let mut next = piece.first;
+                for (is_v6, first, last) in addresses {
+                    prop_assert_eq!((is_v6, first), (piece.is_v6, next));
+                    next = last.wrapping_add(1);
+                }
+                prop_assert_eq!(next, piece.last.wrapping_add(1));
+            }
+            for pair in partition.pieces().windows(2) {
+                let (a, b) = (&pair[0], &pair[1]);
+                prop_assert!((a.is_v6, a.last) < (b.is_v6, b.first));
+                let touch = a.is_v6 == b.is_v6 && a.last + 1 == b.first;
+                prop_assert!(!touch || a.matchers != b.matchers);
+            }
+        }
+
+        #[test]
+        fn overlaps_tell_the_old_and_the_new_piece_of_every_address(old in blocks(), new in blocks()) {
+            let (before, after) = (partition(&old), partition(&new));
+            let overlaps = before.overlaps(&after);
+            for address in turns(&old).into_iter().chain(turns(&new)) {
+                let wanted = (before.position(address), after.position(address));
+                let holding = overlaps
+                    .iter()
+                    .filter(|overlap| overlap.networks().iter().any(|network| network.contains(&address)));
+                let found: Vec<_> = holding.map(|overlap| (overlap.old, overlap.new)).collect();
+                if wanted == (None, None) {
+                    prop_assert_eq!(found, [], "{}", address);
+                } else {
+                    prop_assert_eq!(found, [wanted], "{}", address);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_of_length_0_is_its_whole_family_and_nothing_of_the_other() {
+        let found = listing(&partition(&[block(1, "0.0.0.0/0", &[])]));
+        assert_eq!(found, [("0.0.0.0/0".to_owned(), vec![1])]);
+
+        let both = partition(&[block(1, "0.0.0.0/0", &[]), block(2, "::/0", &[])]);
+        let wanted = [
+            ("0.0.0.0/0".to_owned(), vec![1]),
+            ("::/0".to_owned(), vec![2]),
+        ];
+        assert_eq!(listing(&both), wanted);
+    }
+
+    #[test]
+    fn a_hole_of_one_address_splits_its_block_around_it() {
+        let found = listing(&partition(&[block(1, "10.0.0.0/30", &["10.0.0.1/32"])]));
+
+        let wanted = ["10.0.0.0/32", "10.0.0.2/31"].map(|text| (text.to_owned(), vec![1]));
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_hole_as_wide_as_its_block_leaves_nothing() {
+        for cidr in ["10.0.0.0/24", "0.0.0.0/0", "::/0", "fd00::1/128"] {
+            assert_eq!(partition(&[block(1, cidr, &[cidr])]).pieces(), [], "{cidr}");
+        }
+    }
+
+    #[test]
+    fn a_hole_of_one_matcher_leaves_the_block_of_another() {
+        let blocks = [
+            block(1, "10.0.0.0/24", &["10.0.0.128/25"]),
+            block(2, "10.0.0.0/24", &[]),
+        ];
+
+        let wanted = [
+            ("10.0.0.0/25".to_owned(), vec![1, 2]),
+            ("10.0.0.128/25".to_owned(), vec![2]),
+        ];
+        assert_eq!(listing(&partition(&blocks)), wanted);
+    }
+
+    #[test]
+    fn neighbours_of_equal_matchers_are_one_piece_and_those_of_others_are_not() {
+        let (low, high) = ("10.0.0.0/25", "10.0.0.128/25");
+
+        let same = partition(&[block(1, low, &[]), block(1, high, &[])]);
+        assert_eq!(listing(&same), [("10.0.0.0/24".to_owned(), vec![1])]);
+
+        let others = partition(&[block(1, low, &[]), block(2, high, &[])]);
+        let wanted = [(low.to_owned(), vec![1]), (high.to_owned(), vec![2])];
+        assert_eq!(listing(&others), wanted);
+    }
+
+    #[test]
+    fn host_bits_do_not_move_a_block() {
+        let clear = partition(&[block(1, "10.0.0.0/29", &["10.0.0.4/31"])]);
+        let dirty = partition(&[block(1, "10.0.0.7/29", &["10.0.0.5/31"])]);
+        assert_eq!(clear, dirty);
+    }
+
+    #[test]
+    fn families_do_not_meet_where_their_numbers_do() {
+        // 0.0.0.1 and ::1 are the number 1 both; the last address of IPv4 is followed by nothing of IPv6.
+        let blocks = [block(1, "0.0.0.1/32", &[]), block(2, "::1/128", &[])];
+        let found = partition(&blocks);
+        let at = |text: &str| found.matchers(text.parse().expect("an address")).to_vec();
+        assert_eq!((at("0.0.0.1"), at("::1")), (vec![1], vec![2]));
+
+        let ends = partition(&[block(1, "255.255.255.255/32", &[]), block(1, "::/128", &[])]);
+        let wanted = ["255.255.255.255/32", "::/128"].map(|text| (text.to_owned(), vec![1]));
+        assert_eq!(listing(&ends), wanted);
+    }
+}
