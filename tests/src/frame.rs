@@ -90,14 +90,35 @@ pub fn udp(source: (IpAddr, u16), destination: (IpAddr, u16), payload: &[u8]) ->
     datagram
 }
 
-/// An SCTP INIT chunk behind its common header. Its CRC is left 0: routers and filters do not look at it.
-pub fn sctp_init(source: u16, destination: u16) -> Vec<u8> {
-    let mut packet = Vec::new();
+/// An SCTP packet of one chunk. The checksum is right: conntrack takes a packet with a wrong one for invalid.
+pub fn sctp(source: u16, destination: u16, verification_tag: u32, chunk: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(12 + chunk.len());
     packet.extend_from_slice(&source.to_be_bytes());
     packet.extend_from_slice(&destination.to_be_bytes());
-    packet.extend_from_slice(&[0; 8]);
-    packet.extend_from_slice(&[1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    packet.extend_from_slice(&verification_tag.to_be_bytes());
+    packet.extend_from_slice(&[0; 4]);
+    packet.extend_from_slice(chunk);
+    let sum = crc32c(&packet);
+    // RFC 9260 appendix A: the CRC stands in the packet with its lowest byte first.
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
     packet
+}
+
+/// The first packet of an SCTP association. The initial TSN stands in its last four bytes.
+pub fn sctp_init(source: u16, destination: u16, initial_tsn: u32) -> Vec<u8> {
+    sctp(source, destination, 0, &sctp_init_chunk(1, initial_tsn))
+}
+
+/// The answer to [`sctp_init`], with the tag that it gave.
+pub fn sctp_init_ack(source: u16, destination: u16, initial_tsn: u32) -> Vec<u8> {
+    sctp(source, destination, 1, &sctp_init_chunk(2, initial_tsn))
+}
+
+/// RFC 9260 section 3.3.2: initiate tag 1, a window of 65,536 bytes, one stream each way.
+fn sctp_init_chunk(kind: u8, initial_tsn: u32) -> Vec<u8> {
+    let mut chunk = vec![kind, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1];
+    chunk.extend_from_slice(&initial_tsn.to_be_bytes());
+    chunk
 }
 
 /// An ARP packet; operation 1 asks, 2 answers.
@@ -170,6 +191,16 @@ pub fn transport_checksum(
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(segment);
     checksum(&bytes)
+}
+
+/// The checksum of SCTP: a CRC (Castagnoli's, RFC 9260 appendix A), bit by bit.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, byte: &u8| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 }
+        })
+    };
+    !bytes.iter().fold(u32::MAX, step)
 }
 
 /// Parses `02:42:0a:f4:01:02`.
@@ -308,6 +339,15 @@ mod tests {
         let sum = checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
 
         assert_eq!(sum, !0xddf2);
+    }
+
+    #[test]
+    fn crc32c_is_that_of_the_examples_in_rfc_3720() {
+        let rising: Vec<u8> = (0..32).collect();
+
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+        assert_eq!(crc32c(&rising), 0x46dd_794e);
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::io::Write as _;
 use std::process::Command;
 use std::sync::Mutex;
 
-use crate::netns::isolated;
+use anyhow::{Context as _, Result};
+
+use crate::netns::{isolated, run};
 use crate::program;
 
 /// The variable that names the file in which skips are collected.
@@ -32,6 +34,8 @@ pub enum Feature {
     BridgeNetfilter,
     /// A kernel with IPv6.
     Ipv6,
+    /// A kernel whose connection tracking knows SCTP.
+    SctpConntrack,
 }
 
 impl Feature {
@@ -45,6 +49,7 @@ impl Feature {
             Self::Vxlan => "vxlan",
             Self::BridgeNetfilter => "br-netfilter",
             Self::Ipv6 => "ipv6",
+            Self::SctpConntrack => "sctp-conntrack",
         }
     }
 
@@ -87,6 +92,10 @@ impl Feature {
                     .map(|_| "module br_netfilter is not loaded".to_owned())
             }),
             Self::Ipv6 => kernel(&["-6", "address", "add", "fd00::1/64", "dev", "lo"]),
+            Self::SctpConntrack => isolated(has_sctp_tracker)
+                .and_then(|found| found)
+                .err()
+                .map(|error| format!("{error:#}")),
         }
     }
 }
@@ -121,6 +130,16 @@ pub fn report(area: &str, test: &str, feature: &str, reason: &str) {
             panic!("cannot note the skip in {}: {problem}", path.display());
         }
     }
+}
+
+fn has_sctp_tracker() -> Result<()> {
+    // A rule that looks at connections: it brings the module, and the module the settings.
+    let rule = "add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+                add rule inet t c ct state new";
+    run(Command::new("nft").arg(rule))?;
+    std::fs::metadata("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established")
+        .map(drop)
+        .context("connection tracking does not know SCTP")
 }
 
 fn missing(name: &str) -> Option<String> {
