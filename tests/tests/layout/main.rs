@@ -3,7 +3,10 @@
 //! The tables are written by hand, so that nothing but the layout and its elements is under test. What policy means
 //! is proved by the kernel oracle.
 
+mod dhcp;
 mod node;
+mod protocols;
+mod routed;
 mod world;
 
 use std::process::Command;

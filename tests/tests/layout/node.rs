@@ -22,14 +22,15 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 use policy_agent::applier::{Applier, Pending, Step, whole};
 use policy_agent::layout::{LayoutOptions, TableId};
+use towpath_core::tables::{Delta, Phase, Tables};
 use towpath_dataplane::nft::NetlinkBackend;
 use towpath_tests::frame::Mac;
 use towpath_tests::netns::{Namespace, isolated};
 use towpath_tests::wait::{PATIENCE, until};
 
 use super::world::{
-    B, BRIDGE_MAC, FENCE, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN, MAC_R, MAC_UNBOUND, MARK, facts,
-    fence, tables,
+    B, BRIDGE_MAC, FENCE, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN, MAC_R, MAC_UNBOUND, MAC_W, MAC_Z,
+    MARK, facts, fence, tables,
 };
 
 /// What becomes of a frame.
@@ -64,11 +65,11 @@ pub(crate) struct Node {
     wire: OwnedFd,
     ports: BTreeMap<String, LinkAddr>,
     // Its socket owns the tables.
-    _applier: Applier,
+    applier: Applier,
 }
 
 /// Far end, port of the node, hardware address of the far end.
-const WIRES: [(&str, &str, Mac); 8] = [
+const WIRES: [(&str, &str, Mac); 10] = [
     ("pa", "va", MAC_A),
     ("pb", "vb", MAC_B),
     ("pr", "vr", MAC_R),
@@ -77,11 +78,13 @@ const WIRES: [(&str, &str, Mac); 8] = [
     ("px", "vx", [2, 0, 0, 0, 0, 7]),
     ("out", "eth0", FOREIGN_MAC),
     ("out2", "eth1", [2, 0, 0, 0, 2, 8]),
+    ("pw", "w1", MAC_W),
+    ("pz", "w2", MAC_Z),
 ];
 
 /// Counts what the layout leaves to others: packets to the node, and priorities of packets that leave it.
 const PROBES: &str = "table inet probe {
-    chain input { type filter hook input priority 100; policy accept; udp sport 40000 counter; }
+    chain input { type filter hook input priority 100; policy accept; udp sport { 68, 40000 } counter; }
     chain postrouting { type filter hook postrouting priority 0; policy accept;
         ip dscp 4 meta priority 0:6 counter
         ip dscp 4 meta priority none counter
@@ -90,8 +93,13 @@ const PROBES: &str = "table inet probe {
 ";
 
 impl Node {
-    /// Builds it, loads the tables of [`tables`] over netlink and waits until all wires carry.
+    /// Builds it with the tables of [`tables`] and no option.
     pub(crate) fn start() -> Result<Self> {
+        Self::start_with(LayoutOptions::default(), tables())
+    }
+
+    /// Builds it, loads the tables over netlink and waits until all wires carry.
+    pub(crate) fn start_with(options: LayoutOptions, tables: Tables) -> Result<Self> {
         stay_on_one_processor()?;
         let (node_file, node) = anonymous()?;
         let (world_file, world) = anonymous()?;
@@ -126,17 +134,25 @@ impl Node {
         let probes = tempfile::NamedTempFile::new()?;
         std::fs::write(probes.path(), PROBES)?;
         node.run(Command::new("nft").arg("-f").arg(probes.path()))?;
-        let applier = load(&node)?;
+        let applier = load(&node, options, tables)?;
         let held = [node_file, world_file];
         let node = Self {
             space: node,
             _held: held,
             wire,
             ports,
-            _applier: applier,
+            applier,
         };
         node.await_links()?;
         Ok(node)
+    }
+
+    /// Changes the tables in the kernel.
+    pub(crate) fn change(&mut self, phase: Phase) -> Result<()> {
+        let mut pending = Pending::default();
+        let phases = vec![phase];
+        pending.push(2, Delta { phases });
+        apply(&mut self.applier, pending)
     }
 
     /// Sends the cases one after the other; each must have its fate.
@@ -244,7 +260,8 @@ impl Node {
         Ok((class, none))
     }
 
-    fn inputs(&self) -> Result<u64> {
+    /// Packets to the node's own input, of clients of this test and of DHCP.
+    pub(crate) fn inputs(&self) -> Result<u64> {
         let listing = self.run("nft", &["list", "chain", "inet", "probe", "input"])?;
         listing
             .lines()
@@ -312,30 +329,34 @@ fn contains(frame: &[u8], part: &[u8]) -> bool {
     frame.windows(part.len()).any(|window| window == part)
 }
 
-fn load(node: &Namespace) -> Result<Applier> {
+fn load(node: &Namespace, options: LayoutOptions, tables: Tables) -> Result<Applier> {
     let mut backend = node.enter(NetlinkBackend::open)??;
     let table_flags = backend.probe_features()?.table_flags();
     let options = LayoutOptions {
         table_flags,
-        ..LayoutOptions::default()
+        ..options
     };
     let mut applier = Applier::new(Box::new(backend), options);
     let mut pending = Pending {
         facts: Some(facts()),
         ..Pending::default()
     };
-    pending.push(1, whole(tables()));
-    applier.enqueue(pending);
-    match applier.step()? {
-        Step::Applied(_) => {}
-        other => bail!("the kernel did not take the tables: {other:?}"),
-    }
+    pending.push(1, whole(tables));
+    apply(&mut applier, pending)?;
     let drift = applier.verify()?;
     ensure!(
         drift.is_none(),
         "what netlink reads back differs: {drift:?}"
     );
     Ok(applier)
+}
+
+fn apply(applier: &mut Applier, pending: Pending) -> Result<()> {
+    applier.enqueue(pending);
+    match applier.step()? {
+        Step::Applied(_) => Ok(()),
+        other => bail!("the kernel did not take the tables: {other:?}"),
+    }
 }
 
 fn script(world: &Namespace) -> String {
@@ -349,6 +370,10 @@ fn script(world: &Namespace) -> String {
     );
     let routes = "route add 192.0.2.9/32 dev eth0
          route add 198.51.100.9/32 dev eth1
+         route add 10.244.1.11/32 dev w1
+         route add 10.244.1.12/32 dev w2
+         route add fd00::b/128 dev w1
+         route add fd00::c/128 dev w2
         ";
     [
         bridge,
@@ -362,7 +387,7 @@ fn script(world: &Namespace) -> String {
 fn wire_script((far, port, mac): (&str, &str, Mac), world: &Namespace) -> String {
     let (mac, world) = (text(mac), world.path());
     let (address, master) = match port {
-        "eth0" => (format!("address {}", text(BRIDGE_MAC)), ""),
+        "eth0" | "w1" | "w2" => (format!("address {}", text(BRIDGE_MAC)), ""),
         "eth1" => (String::new(), ""),
         _ => (String::new(), "master cni0"),
     };
@@ -380,6 +405,10 @@ fn neighbours() -> String {
         ("10.244.1.77", MAC_B, "cni0"),
         ("192.0.2.9", FOREIGN_MAC, "eth0"),
         ("198.51.100.9", WIRES[7].2, "eth1"),
+        ("10.244.1.11", MAC_W, "w1"),
+        ("10.244.1.12", MAC_Z, "w2"),
+        ("fd00::b", MAC_W, "w1"),
+        ("fd00::c", MAC_Z, "w2"),
     ]
     .map(|(address, mac, device)| {
         format!(

@@ -1,6 +1,6 @@
 //! Addresses, tables and frames of the layout's tests.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use policy_agent::layout::NodeFacts;
@@ -25,6 +25,16 @@ pub(crate) const B6: &str = "fd00::3";
 pub(crate) const R: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 4);
 /// Nothing restricts it; on port `po`.
 pub(crate) const OPEN: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 5);
+/// Nothing restricts it; behind the interface `w1`, without a bridge.
+pub(crate) const W: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 11);
+/// The same endpoint.
+pub(crate) const W6: &str = "fd00::b";
+/// The same endpoint on its link.
+pub(crate) const LINK_LOCAL_W: &str = "fe80::b";
+/// Nothing restricts it; behind the interface `w2`, without a bridge.
+pub(crate) const Z: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 12);
+/// The same endpoint.
+pub(crate) const Z6: &str = "fd00::c";
 /// In the pod network, and no endpoint's.
 pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 77);
 /// The bridge.
@@ -42,7 +52,10 @@ pub(crate) const MAC_A: Mac = [2, 0, 0, 0, 0, 2];
 pub(crate) const MAC_B: Mac = [2, 0, 0, 0, 0, 3];
 pub(crate) const MAC_R: Mac = [2, 0, 0, 0, 0, 4];
 pub(crate) const MAC_OPEN: Mac = [2, 0, 0, 0, 0, 5];
+pub(crate) const MAC_W: Mac = [2, 0, 0, 0, 0, 11];
+pub(crate) const MAC_Z: Mac = [2, 0, 0, 0, 0, 12];
 pub(crate) const MAC_UNBOUND: Mac = [2, 0, 0, 0, 0, 6];
+/// Of the bridge, and of all interfaces by which packets are routed.
 pub(crate) const BRIDGE_MAC: Mac = [2, 0, 0, 0, 1, 0];
 pub(crate) const FOREIGN_MAC: Mac = [2, 0, 0, 0, 2, 9];
 pub(crate) const MDNS_MAC: Mac = [1, 0, 0x5e, 0, 0, 0xfb];
@@ -52,22 +65,28 @@ pub(crate) const CLIENT_PORT: u16 = 40_000;
 /// What every frame of a case carries, to be found again.
 pub(crate) const MARK: &[u8] = b"marked!!";
 
-const OF_A: ClassId = ClassId(1);
-const OF_B: ClassId = ClassId(2);
+/// Class of A.
+pub(crate) const OF_A: ClassId = ClassId(1);
+/// Class of B.
+pub(crate) const OF_B: ClassId = ClassId(2);
 const OF_BLOCK: ClassId = ClassId(3);
 
 pub(crate) fn ip(text: &str) -> Ipv4Addr {
     text.parse().expect("an address")
 }
 
-fn ip6(text: &str) -> Ipv6Addr {
+pub(crate) fn ip6(text: &str) -> Ipv6Addr {
     text.parse().expect("an address")
 }
 
 pub(crate) fn facts() -> NodeFacts {
     NodeFacts {
-        pod_interfaces: ["cni0".parse().expect("a name, a block")].into(),
-        routed_interfaces: [].into(),
+        pod_interfaces: ["cni0", "w1", "w2"]
+            .map(|name| name.parse().expect("a name, a block"))
+            .into(),
+        routed_interfaces: ["w1", "w2"]
+            .map(|name| name.parse().expect("a name, a block"))
+            .into(),
         pod_ports: ["va", "vb", "vr", "vo", "vu"]
             .map(|name| name.parse().expect("a name, a block"))
             .into(),
@@ -75,53 +94,28 @@ pub(crate) fn facts() -> NodeFacts {
     }
 }
 
+/// Port, hardware address and address of an endpoint, and what restricts it: ingress, egress.
+type Endpoint = (&'static str, Mac, IpAddr, EndpointState, EndpointState);
+
+fn endpoints() -> [Endpoint; 10] {
+    use EndpointState::{Open, Restricted};
+    [
+        ("va", MAC_A, A.into(), Restricted, Open),
+        ("va", MAC_A, ip6(A6).into(), Restricted, Open),
+        ("vb", MAC_B, B.into(), Restricted, Open),
+        ("vb", MAC_B, ip6(B6).into(), Restricted, Open),
+        ("vr", MAC_R, R.into(), Restricted, Restricted),
+        ("vo", MAC_OPEN, OPEN.into(), Open, Open),
+        ("w1", MAC_W, W.into(), Open, Open),
+        ("w1", MAC_W, ip6(W6).into(), Open, Open),
+        ("w2", MAC_Z, Z.into(), Open, Open),
+        ("w2", MAC_Z, ip6(Z6).into(), Open, Open),
+    ]
+}
+
 pub(crate) fn tables() -> Tables {
     let mut tables = Tables::default();
-    let endpoints = [
-        (
-            "va",
-            MAC_A,
-            A.into(),
-            EndpointState::Restricted,
-            EndpointState::Open,
-        ),
-        (
-            "va",
-            MAC_A,
-            ip6(A6).into(),
-            EndpointState::Restricted,
-            EndpointState::Open,
-        ),
-        (
-            "vb",
-            MAC_B,
-            B.into(),
-            EndpointState::Restricted,
-            EndpointState::Open,
-        ),
-        (
-            "vb",
-            MAC_B,
-            ip6(B6).into(),
-            EndpointState::Restricted,
-            EndpointState::Open,
-        ),
-        (
-            "vr",
-            MAC_R,
-            R.into(),
-            EndpointState::Restricted,
-            EndpointState::Restricted,
-        ),
-        (
-            "vo",
-            MAC_OPEN,
-            OPEN.into(),
-            EndpointState::Open,
-            EndpointState::Open,
-        ),
-    ];
-    for (port, mac, address, ingress, egress) in endpoints {
+    for (port, mac, address, ingress, egress) in endpoints() {
         let interface = port.parse().expect("a name, a block");
         let binding = Binding {
             interface,
@@ -237,6 +231,31 @@ pub(crate) fn udp6(from: Mac, to: Mac, source: &str, destination: &str, port: u1
         IPV6,
         &ipv6(source, destination, 17, 64, &datagram),
     )
+}
+
+/// A packet of any protocol, IPv4 or IPv6 as its addresses are.
+pub(crate) fn packet(
+    from: Mac,
+    to: Mac,
+    route: (IpAddr, IpAddr),
+    protocol: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    match route {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ethernet(
+            to,
+            from,
+            IPV4,
+            &ipv4(source, destination, protocol, payload),
+        ),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => ethernet(
+            to,
+            from,
+            IPV6,
+            &ipv6(source, destination, protocol, 64, payload),
+        ),
+        _ => unreachable!("both addresses are of one family"),
+    }
 }
 
 pub(crate) fn icmp_echo(from: Mac, to: Mac, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
