@@ -1,16 +1,22 @@
 //! The calculation graph under any order of events, and what packets meet between its batches.
 //!
 //! A walk goes from one random world to the next by updates in any order. After each flush the tables that the
-//! deltas built equal the tables that the graph wants, and those judge as a fresh graph's do. Between two batches a
+//! deltas built equal the tables that the graph wants, and those judge as the evaluator does. Between two batches a
 //! packet reads each table with the newest generation: whatever the moment, it meets the old verdict or the new
 //! one (edge case 7).
+//!
+//! `TOWPATH_WALKS` is the number of walks, `TOWPATH_SEED` the first seed. A walk that fails is shrunk; the line to
+//! add to `regressions/` is printed. What is kept there runs first.
 
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use towpath_core::calc::CalcGraph;
 use towpath_core::evaluate::{Evaluator, Reason};
-use towpath_core::generate::{LOCAL_NODE, Probe, World, difference, sample};
-use towpath_core::model::{Cluster, Direction, Protocol, Update, Verdict};
+use towpath_core::generate::{
+    Kept, LOCAL_NODE, Probe, Step, Walk, World, difference, flows, kept, line, sample, shrink,
+};
+use towpath_core::model::{Cluster, Direction, Endpoint, Protocol, Verdict};
 use towpath_core::tables::{
     ClassId, ClassKey, ClassProtocolKey, Delta, EndpointState, ExactKey, PortKey, Tables,
 };
@@ -25,20 +31,22 @@ fn number(name: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// Splitmix64: small, and the same everywhere.
-struct Random(u64);
+/// What went wrong, and the packet that met it, if one did.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    probe: Option<Probe>,
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).expect("below a usize")
+/// Fails the walk unless a condition holds.
+fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<(), Failure> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Failure {
+            why: why(),
+            probe: None,
+        })
     }
 }
 
@@ -137,42 +145,45 @@ fn straddle(probe: &Probe, before: &Tables, after: &Tables, split: usize) -> Ver
 }
 
 /// Applies a delta to `tables`, checking every packet at every moment of it.
-fn commit(tables: &mut Tables, delta: &Delta, probes: &[Probe], what: &str) {
+fn commit(tables: &mut Tables, delta: &Delta, probes: &[Probe]) -> Result<(), Failure> {
     let mut end = tables.clone();
     delta.phases.iter().for_each(|phase| end.apply(phase));
     for (index, phase) in delta.phases.iter().enumerate() {
-        assert!(!phase.is_empty(), "{what}: batch {index} is empty");
+        ensure(!phase.is_empty(), || format!("batch {index} is empty"))?;
         let before = tables.clone();
         tables.apply(phase);
         for probe in probes {
-            let old = straddle(probe, &before, &before, 0);
-            let (first, last) = (
-                verdict(probe, &before, tables),
+            let (old, last) = (
+                straddle(probe, &before, &before, 0),
                 straddle(probe, &end, &end, 0),
             );
-            for found in first {
-                assert!(
-                    found == old || found == last,
-                    "{what}: batch {index} of {}: {probe:?} meets {found}, before it {old}, in the end {last}\n\
-                     {:#?}",
+            let third = verdicts(probe, &before, tables).find(|met| *met != old && *met != last);
+            if let Some(met) = third {
+                let why = format!(
+                    "in batch {index} of {} a packet meets {met}, before it {old}, in the end {last}: {:#?}",
                     delta.phases.len(),
                     concerning(delta, probe)
                 );
+                return Err(Failure {
+                    why,
+                    probe: Some(*probe),
+                });
             }
         }
     }
+    Ok(())
 }
 
 /// Tidies up until nothing is left to do.
-fn collect(graph: &mut CalcGraph, tables: &mut Tables, probes: &[Probe], what: &str) {
-    for round in 0.. {
-        assert!(round < 10, "{what}: collecting does not end");
+fn collect(graph: &mut CalcGraph, tables: &mut Tables, probes: &[Probe]) -> Result<(), Failure> {
+    for _ in 0..10 {
         let delta = graph.collect();
         if delta == Delta::default() {
-            return;
+            return Ok(());
         }
-        commit(tables, &delta, probes, what);
+        commit(tables, &delta, probes)?;
     }
+    ensure(false, || "collecting does not end".to_owned())
 }
 
 /// The part of a delta that a packet could notice.
@@ -220,167 +231,203 @@ fn concerning(delta: &Delta, probe: &Probe) -> Vec<String> {
     delta.phases.iter().map(of).collect()
 }
 
-fn verdict(probe: &Probe, before: &Tables, after: &Tables) -> Vec<Verdict> {
-    (0..=Packet::READS)
-        .map(|split| straddle(probe, before, after, split))
-        .collect()
+/// What a packet meets whose reads straddle a batch at any point.
+fn verdicts(probe: &Probe, before: &Tables, after: &Tables) -> impl Iterator<Item = Verdict> {
+    (0..=Packet::READS).map(|split| straddle(probe, before, after, split))
 }
 
 /// A graph that was told only this state wants the same, but for the numbers of classes.
-fn compare(graph: &CalcGraph, cluster: &Cluster, what: &str) {
+fn compare(found: &Tables, cluster: &Cluster) -> Result<(), Failure> {
     let mut fresh = CalcGraph::new(LOCAL_NODE);
     for update in difference(&Cluster::default(), cluster) {
         fresh.apply(&update);
     }
     fresh.flush();
-    let (found, wanted) = (graph.tables(), fresh.tables());
-    for direction in Direction::BOTH {
-        let (found, wanted) = (found.direction(direction), wanted.direction(direction));
-        assert_eq!(found.state, wanted.state, "{what}");
-        assert_eq!(found.default, wanted.default, "{what}");
-        assert_eq!(found.any, wanted.any, "{what}");
-        assert_eq!(found.exact.len(), wanted.exact.len(), "{what}");
-        assert_eq!(
-            found.class_protocol.len(),
-            wanted.class_protocol.len(),
-            "{what}"
-        );
-        assert_eq!(found.class_any.len(), wanted.class_any.len(), "{what}");
-        assert_eq!(
-            found.profile.keys().collect::<Vec<_>>(),
-            wanted.profile.keys().collect::<Vec<_>>()
-        );
-    }
-    assert_eq!(found.bindings, wanted.bindings, "{what}");
-    assert_eq!(found.pod_networks, wanted.pod_networks, "{what}");
-    let addresses = |tables: &Tables| tables.peer_class.keys().copied().collect::<Vec<_>>();
-    assert_eq!(addresses(&found), addresses(&wanted), "{what}");
-    let blocks = |tables: &Tables| tables.cidr_class.keys().copied().collect::<Vec<_>>();
-    assert_eq!(blocks(&found), blocks(&wanted), "{what}");
+    let wanted = fresh.tables();
+    let shape = |tables: &Tables| {
+        let sides = Direction::BOTH.map(|direction| {
+            let side = tables.direction(direction);
+            (
+                side.state.clone(),
+                side.default.clone(),
+                side.any.clone(),
+                side.profile.keys().copied().collect::<Vec<_>>(),
+                [
+                    side.exact.len(),
+                    side.class_protocol.len(),
+                    side.class_any.len(),
+                ],
+            )
+        });
+        let addresses: Vec<_> = tables.peer_class.keys().copied().collect();
+        let blocks: Vec<_> = tables.cidr_class.keys().copied().collect();
+        let (bindings, networks) = (tables.bindings.clone(), tables.pod_networks.clone());
+        (sides, addresses, blocks, bindings, networks)
+    };
+    let (found, wanted) = (shape(found), shape(&wanted));
+    ensure(found == wanted, || {
+        format!("after collecting there is {found:#?}, a fresh graph wants {wanted:#?}")
+    })
 }
 
 /// The tables judge as the evaluator does.
-fn judge(tables: &Tables, cluster: &Cluster, probes: &[Probe], what: &str) {
+fn judge(tables: &Tables, cluster: &Cluster, probes: &[Probe]) -> Result<(), Failure> {
     let evaluator = Evaluator::new(cluster);
     for probe in probes {
         let decision = evaluator.judge(probe.direction, &probe.flow());
-        if decision.reason != Reason::NotJudged {
-            assert_eq!(
-                straddle(probe, tables, tables, 0),
-                decision.verdict,
-                "{what}: {probe:?}"
-            );
+        let endpoint = decision.endpoint.as_ref();
+        let endpoint = endpoint.and_then(|id| cluster.endpoints.get(id));
+        let is_judged = match decision.reason {
+            Reason::NotJudged => false,
+            Reason::Unknown => endpoint.is_none_or(is_local),
+            _ => endpoint.is_some_and(|endpoint| is_plugged(cluster, endpoint, probe.endpoint)),
+        };
+        let found = straddle(probe, tables, tables, 0);
+        if is_judged && found != decision.verdict {
+            let why = format!("the tables say {found}, the evaluator {decision:?}");
+            let probe = Some(*probe);
+            return Err(Failure { why, probe });
         }
     }
+    Ok(())
 }
 
-/// The same change told in another way: shuffled, with duplicates, with removals in between.
-fn tell(random: &mut Random, from: &Cluster, to: &Cluster) -> Vec<Update> {
-    let mut updates = difference(from, to);
-    for index in (1..updates.len()).rev() {
-        updates.swap(index, random.below(index + 1));
-    }
-    let mut told = Vec::new();
-    for update in updates {
-        match random.below(4) {
-            0 => told.extend([update.clone(), update]),
-            1 => {
-                if let Update::Upsert(object) = &update {
-                    told.push(Update::Remove(object.key()));
-                }
-                told.push(update);
-            }
-            _ => told.push(update),
-        }
-    }
-    told
+fn is_local(endpoint: &Endpoint) -> bool {
+    endpoint.node.as_deref() == Some(LOCAL_NODE)
 }
 
-fn walk(seed: u64, worlds: &[World]) {
-    let mut random = Random(seed);
-    let mut graph = CalcGraph::new(LOCAL_NODE);
+/// Whether one interface of this node, and no other, is the endpoint's beyond doubt. The evaluator does not look at
+/// interfaces; the tables keep an endpoint closed until it has one.
+fn is_plugged(cluster: &Cluster, endpoint: &Endpoint, address: IpAddr) -> bool {
+    let mut having = cluster
+        .interfaces
+        .values()
+        .filter(|interface| interface.addresses.contains(&address));
+    let (Some(interface), None) = (having.next(), having.next()) else {
+        return false;
+    };
+    let names_it = endpoint
+        .interface
+        .as_ref()
+        .is_none_or(|name| *name == interface.name);
+    is_local(endpoint) && names_it && interface.addresses == endpoint.addresses
+}
+
+/// Walks. Packets come at each flush, random ones of the states before and after it, unless one is given.
+fn run(walk: &Walk, seed: u64, packet: Option<Probe>) -> Result<(), Failure> {
+    let (mut graph, mut tables) = (CalcGraph::new(LOCAL_NODE), Tables::default());
     let mut cluster = Cluster::default();
-    let mut tables = Tables::default();
-    for (index, world) in worlds.iter().enumerate() {
-        let what = format!("seed {seed}, world {index}");
-        let wanted = world.cluster();
-        let probes = world.flows(seed, PROBES);
-        // Squashed into one flush, or split into several.
-        let pieces = [1, 1, 3, 100][random.below(4)];
-        for (position, update) in tell(&mut random, &cluster, &wanted).into_iter().enumerate() {
+    let mut probes: Vec<Probe> = Vec::new();
+    for (step, update) in walk.told() {
+        if let Some(update) = update {
             graph.apply(&update);
-            if pieces > 1 && position % pieces == 0 {
-                commit(&mut tables, &graph.flush(), &probes, &what);
+            cluster.apply(update);
+        }
+        match step {
+            Step::Upsert(..) | Step::Remove(..) => {}
+            Step::Flush => {
+                probes = match packet {
+                    Some(packet) => vec![packet],
+                    None => {
+                        let before = probes.drain(..).step_by(2).take(PROBES / 2);
+                        let before: Vec<Probe> = before.collect();
+                        let after = flows(&cluster, seed, PROBES);
+                        before.into_iter().chain(after).collect()
+                    }
+                };
+                commit(&mut tables, &graph.flush(), &probes)?;
+                let wanted = graph.tables();
+                ensure(tables == wanted, || "the deltas lead elsewhere".to_owned())?;
+                let again = graph.flush();
+                ensure(again == Delta::default(), || {
+                    format!("a second flush changes something: {again:#?}")
+                })?;
+                judge(&tables, &cluster, &probes)?;
+            }
+            // Classes that nobody has any more may keep an endpoint from being open, until they are collected.
+            Step::Collect => {
+                collect(&mut graph, &mut tables, &probes)?;
+                let wanted = graph.tables();
+                ensure(tables == wanted, || "collecting leads elsewhere".to_owned())?;
+                let is_told = graph.flush() == Delta::default();
+                if is_told {
+                    compare(&tables, &cluster)?;
+                    judge(&tables, &cluster, &probes)?;
+                }
+                let has_rest = cluster == Cluster::default() && tables != Tables::default();
+                ensure(!has_rest, || format!("something is left: {tables:#?}"))?;
             }
         }
-        commit(&mut tables, &graph.flush(), &probes, &what);
-        assert_eq!(tables, graph.tables(), "{what}: the deltas lead elsewhere");
-        assert_eq!(
-            graph.flush(),
-            Delta::default(),
-            "{what}: a second flush changes something"
-        );
-        judge(&graph.tables(), &wanted, &probes, &what);
-        // Classes that nobody has any more may keep an endpoint from being open, until they are collected.
-        if random.below(2) == 0 {
-            collect(&mut graph, &mut tables, &probes, &what);
-            assert_eq!(tables, graph.tables(), "{what}: collecting leads elsewhere");
-            compare(&graph, &wanted, &what);
-            judge(&tables, &wanted, &probes, &what);
+    }
+    Ok(())
+}
+
+/// As [`run`]; a panic is a failure too.
+fn outcome(walk: &Walk, seed: u64, packet: Option<Probe>) -> Result<(), Failure> {
+    catch_unwind(AssertUnwindSafe(|| run(walk, seed, packet))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        ensure(false, || format!("panic: {}", text.unwrap_or("no text")))
+    })
+}
+
+/// Walks; a walk that fails is shrunk and told.
+fn check(walk: &Walk, seed: u64) {
+    let Err(failure) = outcome(walk, seed, None) else {
+        return;
+    };
+    // The one packet is kept if it fails without the others.
+    let packet = failure
+        .probe
+        .filter(|probe| outcome(walk, seed, Some(*probe)).is_err());
+    let least = shrink(walk, |walk| outcome(walk, seed, packet).is_err());
+    let why = outcome(&least, seed, packet).expect_err("it fails").why;
+    let steps: Vec<String> = least.told().map(|told| format!("{told:?}")).collect();
+    panic!(
+        "seed {seed}: {}\nshrunk: {why}\npacket: {packet:?}\nsteps:\n{}\nto keep it, add to \
+         crates/core/tests/regressions/graph.txt:\n{}",
+        failure.why,
+        steps.join("\n"),
+        line(
+            &(&least, seed, packet),
+            env!("CARGO_PKG_VERSION"),
+            why.lines().next().unwrap_or_default()
+        ),
+    );
+}
+
+fn through(seed: u64) -> Walk {
+    let worlds: Vec<World> = sample(seed, 5).collect();
+    Walk::through(worlds, seed)
+}
+
+#[test]
+fn kept_walks_hold() {
+    let kept = kept::<(Walk, u64, Option<Probe>)>(include_str!("regressions/graph.txt"));
+    for (kept, why) in kept {
+        match kept {
+            Kept::Seed(seed) => check(&through(seed), seed),
+            Kept::Case((walk, seed, packet)) => {
+                outcome(&walk, seed, packet).unwrap_or_else(|failure| panic!("{why}: {failure:?}"));
+            }
         }
-        cluster = wanted;
     }
-    // Nothing is left of an empty world.
-    for update in tell(&mut random, &cluster, &Cluster::default()) {
-        graph.apply(&update);
-    }
-    commit(&mut tables, &graph.flush(), &[], "emptied");
-    collect(&mut graph, &mut tables, &[], "emptied");
-    assert_eq!(tables, Tables::default(), "seed {seed}: something is left");
 }
 
 #[test]
 fn any_order_of_events_leads_to_the_same_tables_and_no_packet_meets_a_third_verdict() {
     let first = number("TOWPATH_SEED", 1);
     for seed in first..first + number("TOWPATH_WALKS", 400) {
-        let worlds: Vec<World> = sample(seed, 5).collect();
-        walk(seed, &worlds);
+        check(&through(seed), seed);
     }
 }
 
-/// Small steps: one policy or one pod changes at a time.
+/// Small steps: two objects go and come back at a time.
 #[test]
 fn single_changes_of_one_world_hold_as_well() {
     let first = number("TOWPATH_SEED", 1);
     for seed in first..first + number("TOWPATH_WALKS", 400) {
-        let mut random = Random(seed);
         let world = sample(seed, 1).next().expect("one world");
-        let whole = world.cluster();
-        let probes = world.flows(seed, PROBES);
-        let mut graph = CalcGraph::new(LOCAL_NODE);
-        let mut tables = Tables::default();
-        world
-            .updates()
-            .into_iter()
-            .for_each(|update| graph.apply(&update));
-        commit(&mut tables, &graph.flush(), &probes, "start");
-        let all = difference(&Cluster::default(), &whole);
-        for _ in 0..8 {
-            let what = format!("seed {seed}");
-            let chosen = &all[random.below(all.len())];
-            let other = &all[random.below(all.len())];
-            for update in [chosen, other] {
-                let Update::Upsert(object) = update else {
-                    continue;
-                };
-                graph.apply(&Update::Remove(object.key()));
-            }
-            commit(&mut tables, &graph.flush(), &probes, &what);
-            graph.apply(chosen);
-            graph.apply(other);
-            commit(&mut tables, &graph.flush(), &probes, &what);
-            assert_eq!(tables, graph.tables(), "{what}");
-        }
-        judge(&tables, &whole, &probes, "end");
+        check(&Walk::around(world, 8, seed), seed);
     }
 }

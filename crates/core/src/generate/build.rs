@@ -77,9 +77,10 @@ impl World {
             .collect()
     }
 
-    /// Name of the namespace with this number, one of those that the world describes.
+    /// Name of the namespace with this number, one of those that the world describes; a world that was shrunk may
+    /// have none left.
     fn namespace(&self, number: u8) -> SmolStr {
-        format_smolstr!("ns-{}", usize::from(number) % self.namespaces.len())
+        format_smolstr!("ns-{}", usize::from(number) % self.namespaces.len().max(1))
     }
 
     fn endpoint(&self, index: usize) -> Endpoint {

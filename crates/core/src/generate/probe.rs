@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
 use super::build::{LOCAL_NODE, PORT_NUMBERS};
 use super::random::Random;
-use super::{AddressSpec, World};
+use super::{AddressSpec, DirectionText, World};
 use crate::evaluate::Flow;
 use crate::model::{
     Cluster, Direction, Endpoint, NamespaceMatch, Peer, Peers, Policy, PortMatch, Ports, Protocol,
 };
 
 /// The first packet of a connection, at one of its two sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Probe {
     /// Direction as seen from the endpoint.
+    #[serde(with = "DirectionText")]
     pub direction: Direction,
     /// Address of the side that is judged.
     pub endpoint: IpAddr,
