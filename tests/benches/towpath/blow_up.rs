@@ -115,7 +115,7 @@ fn port_ranges() -> Case {
 fn activation(name: &'static str, members: u32) -> Case {
     let size = size(members);
     let mut objects = namespaces();
-    let remote = (LOCAL..LOCAL + members).map(|index| pod(size, index, worlds::labels(index)));
+    let remote = (LOCAL..LOCAL + members).map(|index| pod(size, index, worlds::labels(size, index)));
     objects.extend(remote.map(Object::Endpoint));
     objects.push(Object::Policy(worlds::wide_policy()));
     Case {
@@ -168,7 +168,7 @@ fn namespaces() -> Vec<Object> {
 }
 
 fn local_pod(size: Size, index: u32) -> [Object; 2] {
-    let mut pod = pod(size, index, worlds::labels(index));
+    let mut pod = pod(size, index, worlds::labels(size, index));
     pod.id.namespace = "team-0".into();
     [
         Object::Endpoint(pod),

@@ -56,15 +56,17 @@ pub(crate) fn pod_address(index: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (block << 8) + host)
 }
 
-/// Labels of a pod: ten applications, three tiers and two versions a namespace.
-pub(crate) fn labels(index: u32) -> Labels {
+/// Labels of a pod: ten applications a namespace, and all pods of one of them are of one template.
+pub(crate) fn labels(size: Size, index: u32) -> Labels {
+    let app = index / size.namespaces % 10;
+    let template = index % size.namespaces * 10 + app;
     [
-        ("app", format!("app-{}", index % 10)),
-        ("tier", format!("tier-{}", index % 3)),
-        ("version", format!("v{}", index % 2)),
+        ("app", format!("app-{app}")),
+        ("tier", format!("tier-{}", app % 3)),
+        ("version", format!("v{}", template % 2)),
         (
             "pod-template-hash",
-            format!("{:010x}", index / 5 * 2_654_435),
+            format!("{:010x}", u64::from(template) * 2_654_435_761),
         ),
     ]
     .into_iter()
@@ -84,7 +86,7 @@ pub(crate) fn pod(size: Size, index: u32) -> Endpoint {
             namespace: namespace(size, index).into(),
             name: format!("pod-{index}").into(),
         },
-        labels: labels(index),
+        labels: labels(size, index),
         node: Some(node.into()),
         addresses: vec![IpAddr::V4(pod_address(index))],
         ports: vec![ContainerPort {
