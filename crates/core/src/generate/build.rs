@@ -19,6 +19,8 @@ use crate::model::{
 /// Name of the node whose interfaces a [`World`] reports.
 pub const LOCAL_NODE: &str = "node-0";
 
+/// The label of a namespace that holds its name.
+pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const KEYS: [&str; 3] = ["app", "role", "zone"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 4] = ["http", "dns", "metrics", "unserved"];
@@ -190,10 +192,7 @@ fn labels(spec: LabelSpec) -> Labels {
 
 fn namespace(index: usize, spec: LabelSpec) -> Namespace {
     let name = format_smolstr!("ns-{index}");
-    let own = [(
-        SmolStr::new_static("kubernetes.io/metadata.name"),
-        name.clone(),
-    )];
+    let own = [(SmolStr::new_static(NAME_LABEL), name.clone())];
     let labels = labels(spec).iter().cloned().chain(own).collect();
     Namespace { name, labels }
 }
@@ -332,6 +331,11 @@ fn namespace_match(spec: &NamespaceMatchSpec, own: &SmolStr) -> NamespaceMatch {
     match spec {
         NamespaceMatchSpec::Own => NamespaceMatch::Is(own.clone()),
         NamespaceMatchSpec::Named(index) => NamespaceMatch::Is(format_smolstr!("ns-{index}")),
+        NamespaceMatchSpec::Labelled(index) => {
+            let name = vec![format_smolstr!("ns-{index}")];
+            let requirement = Requirement::In(SmolStr::new_static(NAME_LABEL), name);
+            NamespaceMatch::Matching(Selector::new(vec![requirement]))
+        }
         NamespaceMatchSpec::Matching(spec) => NamespaceMatch::Matching(selector(spec)),
     }
 }

@@ -125,6 +125,8 @@ enum NamespaceMatchSpec {
     /// The policy's own namespace.
     Own,
     Named(u8),
+    /// By the label that holds its name.
+    Labelled(u8),
     Matching(SelectorSpec),
 }
 

@@ -144,6 +144,7 @@ fn namespace_match() -> impl Strategy<Value = NamespaceMatchSpec> {
     prop_oneof![
         3 => Just(NamespaceMatchSpec::Own),
         1 => (0..5u8).prop_map(NamespaceMatchSpec::Named),
+        1 => (0..5u8).prop_map(NamespaceMatchSpec::Labelled),
         5 => selector().prop_map(NamespaceMatchSpec::Matching),
     ]
 }
@@ -166,7 +167,7 @@ fn port() -> impl Strategy<Value = PortSpec> {
             last: a.max(b),
         }),
         1 => protocol().prop_map(|protocol| PortSpec::Whole { protocol }),
-        4 => (option::weighted(0.5, protocol()), prop_oneof![9 => port_name(), 1 => Just(3)])
+        5 => (option::weighted(0.5, protocol()), prop_oneof![9 => port_name(), 1 => Just(3)])
             .prop_map(|(protocol, name)| PortSpec::Named { protocol, name }),
     ]
 }
@@ -176,7 +177,7 @@ fn rule() -> impl Strategy<Value = RuleSpec> {
         prop_oneof![4 => Just(Action::Accept), 3 => Just(Action::Deny), 3 => Just(Action::Pass)];
     // Empty lists are rare: they match nothing.
     let peers = prop_oneof![3 => Just(None), 8 => vec(peer(), 1..=3).prop_map(Some), 1 => Just(Some(Vec::new()))];
-    let ports = prop_oneof![4 => Just(None), 6 => vec(port(), 1..=3).prop_map(Some), 1 => Just(Some(Vec::new()))];
+    let ports = prop_oneof![4 => Just(None), 7 => vec(port(), 1..=3).prop_map(Some), 1 => Just(Some(Vec::new()))];
     (action, peers, ports).prop_map(|(action, peers, ports)| RuleSpec {
         action,
         peers,
