@@ -1,7 +1,10 @@
 //! Which backend the applier gets, and what the layout may use of this kernel.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
+use towpath_core::model::Protocol;
 use towpath_dataplane::nft::{
     Backend, CommandBackend, CommitError, NetlinkBackend, Table, TableFlags,
 };
@@ -89,7 +92,10 @@ pub(super) fn open(config: &Config) -> Result<Opened, TablesError> {
         };
     Ok(Opened {
         backend,
-        options: layout_options(config, table_flags),
+        options: LayoutOptions {
+            stateless_protocols: untracked_protocols(),
+            ..layout_options(config, table_flags)
+        },
         port,
     })
 }
@@ -106,4 +112,17 @@ pub(crate) fn layout_options(config: &Config, table_flags: TableFlags) -> Layout
         dhcp: config.dhcp,
         ..LayoutOptions::default()
     }
+}
+
+/// Protocols with ports for which connection tracking of this kernel knows only addresses. Without its settings to be
+/// seen a protocol counts as untracked: then every packet is judged, and none passes for another's sake.
+fn untracked_protocols() -> BTreeSet<u8> {
+    let trackers = [(
+        Protocol::Sctp,
+        "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established",
+    )];
+    let untracked = trackers
+        .into_iter()
+        .filter(|(_, setting)| !Path::new(setting).exists());
+    untracked.map(|(protocol, _)| protocol.number()).collect()
 }

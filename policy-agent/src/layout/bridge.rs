@@ -126,8 +126,11 @@ fn to_many_chain(options: &LayoutOptions) -> Vec<Rule> {
             .verdict(RuleVerdict::Return),
     ];
     if options.dhcp {
-        let ip = RuleBuilder::new().is(Field::EtherType, Value::U16(ETHER_IPV4));
-        rules.push(dhcp_reply(ip));
+        // No pod is a DHCP server.
+        let from_server = RuleBuilder::new()
+            .not_within(Field::InputInterface, SetId::PodPorts)
+            .is(Field::EtherType, Value::U16(ETHER_IPV4));
+        rules.push(dhcp_reply(from_server));
     }
     rules.push(RuleBuilder::new().drop_for(DropReason::Multicast));
     rules

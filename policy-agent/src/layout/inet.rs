@@ -52,6 +52,7 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
         }
     }
     chains.push(regular("encapsulation", encapsulation()));
+    chains.push(regular("from_elsewhere", from_elsewhere()));
     chains.push(regular("from_endpoint", from_endpoint(options)));
     chains.push(regular("to_endpoint", to_endpoint(options)));
     if options.routed_pods {
@@ -113,8 +114,9 @@ fn established(options: &LayoutOptions) -> Vec<Rule> {
 /// Judges the source: the egress side.
 ///
 /// 1. Encapsulated packets of pods to nodes are dropped.
-/// 2. A known source is judged, or left alone when nothing restricts it.
-/// 3. An unknown source is dropped when a pod's interface or network says that it is ours.
+/// 2. Whatever comes from elsewhere with an address of our pods is dropped.
+/// 3. A known source is judged, or left alone when nothing restricts it.
+/// 4. An unknown source is dropped when it enters by a pod's interface.
 fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
     let mut rules = vec![
         RuleBuilder::new()
@@ -124,6 +126,9 @@ fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
             .is(Field::L4Proto, Value::U8(UDP))
             .is(Field::DestinationPort, Value::U16(options.overlay_port))
             .verdict(jump_to("encapsulation")),
+        RuleBuilder::new()
+            .not_within(Field::InputInterface, SetId::PodInterfaces)
+            .verdict(jump_to("from_elsewhere")),
         known(Direction::Egress, IpVersion::V4),
         RuleBuilder::new()
             .one_of(Field::Icmpv6Type, &numbers(&ADVERTISEMENT_TYPES))
@@ -140,14 +145,20 @@ fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
             .within(Field::InputInterface, SetId::PodInterfaces)
             .drop_for(DropReason::Unknown),
     );
-    rules.extend(IpVersion::ALL.map(|version| {
-        RuleBuilder::new()
-            .within(source(version), SetId::PodNetworks(version))
-            // The host talks to itself with its bridge's address, which is in the pod network.
-            .differs(Field::InputInterface, Value::Interface("lo".into()))
-            .drop_for(DropReason::Unknown)
-    }));
     rules
+}
+
+/// A pod's address behind the uplink, or behind any other interface that is no pod's, would be taken for the pod.
+fn from_elsewhere() -> Vec<Rule> {
+    IpVersion::ALL
+        .map(|version| {
+            RuleBuilder::new()
+                .within(source(version), SetId::PodNetworks(version))
+                // The host talks to itself with its bridge's address, which is in the pod network.
+                .differs(Field::InputInterface, Value::Interface("lo".into()))
+                .drop_for(DropReason::Spoofed)
+        })
+        .into()
 }
 
 /// Judges the destination: the ingress side.

@@ -115,7 +115,8 @@ fn port_ranges() -> Case {
 fn activation(name: &'static str, members: u32) -> Case {
     let size = size(members);
     let mut objects = namespaces();
-    let remote = (LOCAL..LOCAL + members).map(|index| pod(size, index, worlds::labels(size, index)));
+    let remote =
+        (LOCAL..LOCAL + members).map(|index| pod(size, index, worlds::labels(size, index)));
     objects.extend(remote.map(Object::Endpoint));
     objects.push(Object::Policy(worlds::wide_policy()));
     Case {

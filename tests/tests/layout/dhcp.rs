@@ -10,7 +10,7 @@ use super::world::{
     A, B, BRIDGE_MAC, EVERYBODY, FOREIGN_MAC, MAC_A, MAC_B, MAC_R, MAC_UNBOUND, MAC_W, OUTSIDE, R,
     STRANGER, ip, tables, udp_ports,
 };
-use super::{POLICY, SPOOFED, UNKNOWN, case};
+use super::{POLICY, SPOOFED, SPOOFED_INET, UNKNOWN, case};
 
 /// Source and destination port of a client's packets.
 const CLIENT: (u16, u16) = (68, 67);
@@ -19,7 +19,6 @@ const SERVER: (u16, u16) = (67, 68);
 
 /// The copies to the open endpoint and to the port that is no pod's arrive, the three to protected ports do not.
 const FLOODED: Fate = Fate::Copies(2, &[(TableId::Bridge, "multicast", 3)]);
-const SPOOFED_ROUTED: Fate = Fate::Dropped(TableId::Inet, "spoofed");
 
 fn start(dhcp: bool) -> Result<Node> {
     let options = LayoutOptions {
@@ -47,7 +46,7 @@ fn clients_without_address_are_heard_where_configured() {
 
     for (dhcp, bridged, routed, heard) in [
         (true, FLOODED, Fate::Input, 4),
-        (false, SPOOFED, SPOOFED_ROUTED, 0),
+        (false, SPOOFED, SPOOFED_INET, 0),
     ] {
         let node = start(dhcp).unwrap();
         let before = node.inputs().unwrap();
@@ -84,7 +83,7 @@ fn only_dhcp_needs_no_address() {
         discover("from another port", "pa", MAC_A, (69, 67), SPOOFED),
         discover("to another port", "pa", MAC_A, (68, 69), SPOOFED),
         discover("as a server", "pa", MAC_A, SERVER, SPOOFED),
-        discover("without a bridge", "pw", MAC_W, (68, 69), SPOOFED_ROUTED),
+        discover("without a bridge", "pw", MAC_W, (68, 69), SPOOFED_INET),
         bound(
             "with another's address",
             A,
@@ -111,6 +110,17 @@ fn only_dhcp_needs_no_address() {
         ),
         bound("as a server, to an endpoint", R, MAC_A, A, SERVER, POLICY),
     ]);
+}
+
+/// What a server among the pods says to everybody reaches whom any other packet does.
+#[test]
+fn no_pod_is_a_server() {
+    require!("layout", Root, Nft, BridgeNetfilter, Ipv6);
+    let offer = udp_ports(MAC_A, BROADCAST, A, EVERYBODY, SERVER, b"");
+
+    start(true)
+        .unwrap()
+        .check(&[case("an offer of an endpoint", "pa", offer, FLOODED)]);
 }
 
 #[test]

@@ -31,6 +31,7 @@ const UNKNOWN: Fate = Fate::Dropped(TableId::Inet, "unknown");
 const INVALID: Fate = Fate::Dropped(TableId::Inet, "invalid");
 const ENCAPSULATION: Fate = Fate::Dropped(TableId::Inet, "encapsulation");
 const SPOOFED: Fate = Fate::Dropped(TableId::Bridge, "spoofed");
+const SPOOFED_INET: Fate = Fate::Dropped(TableId::Inet, "spoofed");
 const UNBOUND: Fate = Fate::Dropped(TableId::Bridge, "unbound");
 const ADVERTISED_BY_STRANGER: Fate = Fate::Copies(
     0,
@@ -200,13 +201,25 @@ fn unknown_addresses_are_closed() {
             "from no endpoint, routed",
             "out",
             udp(FOREIGN_MAC, BRIDGE_MAC, STRANGER, B, 80),
-            UNKNOWN,
+            SPOOFED_INET,
         ),
         case(
             "to the network's broadcast",
             "pa",
             udp(MAC_A, MAC_B, A, ip("10.244.1.255"), 80),
             UNKNOWN,
+        ),
+        case(
+            "with an endpoint's address",
+            "out",
+            udp(FOREIGN_MAC, BRIDGE_MAC, A, B, 80),
+            SPOOFED_INET,
+        ),
+        case(
+            "with an endpoint's address, IPv6",
+            "out",
+            udp6(FOREIGN_MAC, BRIDGE_MAC, A6, B6, 80),
+            SPOOFED_INET,
         ),
         case(
             "foreign to foreign",
@@ -677,7 +690,7 @@ fn packets_to_the_node_itself() {
             "with a pod's address from outside",
             "out",
             udp(FOREIGN_MAC, BRIDGE_MAC, STRANGER, NODE, 53),
-            UNKNOWN,
+            SPOOFED_INET,
         ),
     ]);
     assert!(
