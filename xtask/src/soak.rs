@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     /// Minutes after which no further round begins; the first always runs
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// Random worlds per round for compiler against evaluator, 200 flows each
+    /// Random worlds per round for compiler against evaluator, 60 flows each
     #[arg(long, default_value_t = 50_000)]
     cases: u64,
     /// Random walks per round for changes against the whole

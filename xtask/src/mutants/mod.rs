@@ -1,6 +1,8 @@
 //! `cargo xtask mutants`: seeds one fault after the other into a copy of the sources and checks that the suite
 //! catches each (edge case 37).
 //!
+//! Faults of the layout are to be caught by packets in a kernel, not by a snapshot of the text; that takes root.
+//!
 //! A fault is a text that stands exactly once in a file, and what replaces it. A fault that does not apply or
 //! does not compile is an error of the list, not a catch.
 
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+use nix::unistd::geteuid;
 
 use faults::{FAULTS, Fault, Suite};
 
@@ -29,13 +33,17 @@ impl Suite {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Core => &["test", "--package", "towpath-core"],
-            Self::Layout => &["test", "--package", "policy-agent", "--lib"],
+            Self::Layout => &["test", "--package", "towpath-tests", "--test", "layout"],
         }
     }
 }
 
 /// Runs all faults, or those whose name contains `filter`.
 pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
+    ensure!(
+        geteuid().is_root(),
+        "run as root: faults of the layout are caught by packets in network namespaces"
+    );
     let copy = Copy::new()?;
     let chosen: Vec<&Fault> = FAULTS
         .iter()
@@ -166,4 +174,27 @@ fn cache_folder() -> Result<PathBuf> {
     Ok(cache
         .context("neither XDG_CACHE_HOME nor HOME is set")?
         .join("towpath"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_stands_once_in_its_file() {
+        for fault in FAULTS {
+            let text = fs::read_to_string(root().join(fault.file)).unwrap();
+            let count = text.matches(fault.before).count();
+            assert_eq!(count, 1, "{}: {}", fault.name, fault.file);
+            assert_ne!(fault.before, fault.after, "{}", fault.name);
+        }
+    }
+
+    #[test]
+    fn names_are_not_given_twice() {
+        let names: std::collections::BTreeSet<&str> =
+            FAULTS.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), FAULTS.len());
+        assert!(FAULTS.len() >= 30, "edge case 37");
+    }
 }
