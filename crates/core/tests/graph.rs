@@ -16,7 +16,9 @@ use towpath_core::evaluate::{Evaluator, Reason};
 use towpath_core::generate::{
     Kept, LOCAL_NODE, Probe, Step, Walk, World, difference, flows, kept, line, sample, shrink,
 };
-use towpath_core::model::{Cluster, Direction, Endpoint, Protocol, Verdict};
+use towpath_core::model::{
+    Cluster, Direction, Endpoint, Object, ObjectKey, Protocol, Update, Verdict,
+};
 use towpath_core::tables::{
     ClassId, ClassKey, ClassProtocolKey, Delta, EndpointState, ExactKey, PortKey, Tables,
 };
@@ -266,7 +268,7 @@ fn compare(found: &Tables, cluster: &Cluster) -> Result<(), Failure> {
     };
     let (found, wanted) = (shape(found), shape(&wanted));
     ensure(found == wanted, || {
-        format!("after collecting there is {found:#?}, a fresh graph wants {wanted:#?}")
+        format!("a fresh graph wants other tables:\nfound {found:#?}\nwanted {wanted:#?}")
     })
 }
 
@@ -313,28 +315,33 @@ fn is_plugged(cluster: &Cluster, endpoint: &Endpoint, address: IpAddr) -> bool {
     is_local(endpoint) && names_it && interface.addresses == endpoint.addresses
 }
 
+/// What the graph hears of the updates: all of them, unless it is made to be hard of hearing.
+type Heard = fn(&Update) -> bool;
+
 /// Walks. Packets come at each flush, random ones of the states before and after it, unless one is given.
-fn run(walk: &Walk, seed: u64, packet: Option<Probe>) -> Result<(), Failure> {
+fn run(walk: &Walk, seed: u64, packet: Option<Probe>, is_heard: Heard) -> Result<(), Failure> {
     let (mut graph, mut tables) = (CalcGraph::new(LOCAL_NODE), Tables::default());
-    let mut cluster = Cluster::default();
+    // What the graph was told, and what of it was there at the last flush.
+    let (mut cluster, mut told) = (Cluster::default(), Cluster::default());
     let mut probes: Vec<Probe> = Vec::new();
     for (step, update) in walk.told() {
         if let Some(update) = update {
-            graph.apply(&update);
+            if is_heard(&update) {
+                graph.apply(&update);
+            }
             cluster.apply(update);
         }
         match step {
             Step::Upsert(..) | Step::Remove(..) => {}
             Step::Flush => {
-                probes = match packet {
-                    Some(packet) => vec![packet],
-                    None => {
-                        let before = probes.drain(..).step_by(2).take(PROBES / 2);
-                        let before: Vec<Probe> = before.collect();
-                        let after = flows(&cluster, seed, PROBES);
-                        before.into_iter().chain(after).collect()
-                    }
+                let random = || {
+                    [
+                        flows(&cluster, seed, PROBES),
+                        flows(&told, seed, PROBES / 2),
+                    ]
                 };
+                probes = packet.map_or_else(|| random().concat(), |packet| vec![packet]);
+                told.clone_from(&cluster);
                 commit(&mut tables, &graph.flush(), &probes)?;
                 let wanted = graph.tables();
                 ensure(tables == wanted, || "the deltas lead elsewhere".to_owned())?;
@@ -346,14 +353,12 @@ fn run(walk: &Walk, seed: u64, packet: Option<Probe>) -> Result<(), Failure> {
             }
             // Classes that nobody has any more may keep an endpoint from being open, until they are collected.
             Step::Collect => {
+                commit(&mut tables, &graph.flush(), &probes)?;
                 collect(&mut graph, &mut tables, &probes)?;
                 let wanted = graph.tables();
                 ensure(tables == wanted, || "collecting leads elsewhere".to_owned())?;
-                let is_told = graph.flush() == Delta::default();
-                if is_told {
-                    compare(&tables, &cluster)?;
-                    judge(&tables, &cluster, &probes)?;
-                }
+                compare(&tables, &cluster)?;
+                judge(&tables, &cluster, &probes)?;
                 let has_rest = cluster == Cluster::default() && tables != Tables::default();
                 ensure(!has_rest, || format!("something is left: {tables:#?}"))?;
             }
@@ -363,36 +368,59 @@ fn run(walk: &Walk, seed: u64, packet: Option<Probe>) -> Result<(), Failure> {
 }
 
 /// As [`run`]; a panic is a failure too.
-fn outcome(walk: &Walk, seed: u64, packet: Option<Probe>) -> Result<(), Failure> {
-    catch_unwind(AssertUnwindSafe(|| run(walk, seed, packet))).unwrap_or_else(|panic| {
+fn outcome(walk: &Walk, seed: u64, packet: Option<Probe>, is_heard: Heard) -> Result<(), Failure> {
+    let walked = catch_unwind(AssertUnwindSafe(|| run(walk, seed, packet, is_heard)));
+    walked.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         ensure(false, || format!("panic: {}", text.unwrap_or("no text")))
     })
 }
 
-/// Walks; a walk that fails is shrunk and told.
+/// A walk that fails, shrunk.
+struct Least {
+    walk: Walk,
+    /// The one packet, if the walk fails without the others.
+    packet: Option<Probe>,
+    why: String,
+    line: String,
+}
+
+/// The least walk that fails, if this one does.
+fn least(walk: &Walk, seed: u64, is_heard: Heard) -> Option<Least> {
+    let failure = outcome(walk, seed, None, is_heard).err()?;
+    let fails_alone = |probe: &Probe| outcome(walk, seed, Some(*probe), is_heard).is_err();
+    let packet = failure.probe.filter(fails_alone);
+    let walk = shrink(walk, |walk| outcome(walk, seed, packet, is_heard).is_err());
+    let why = outcome(&walk, seed, packet, is_heard).expect_err("a shrunk walk still fails");
+    let why = why.why;
+    let first_line = why.lines().next().unwrap_or_default();
+    let line = line(
+        &(&walk, seed, packet),
+        env!("CARGO_PKG_VERSION"),
+        first_line,
+    );
+    Some(Least {
+        walk,
+        packet,
+        why,
+        line,
+    })
+}
+
+/// Walks; a walk that fails is told in its least form.
 fn check(walk: &Walk, seed: u64) {
-    let Err(failure) = outcome(walk, seed, None) else {
+    let Some(least) = least(walk, seed, |_| true) else {
         return;
     };
-    // The one packet is kept if it fails without the others.
-    let packet = failure
-        .probe
-        .filter(|probe| outcome(walk, seed, Some(*probe)).is_err());
-    let least = shrink(walk, |walk| outcome(walk, seed, packet).is_err());
-    let why = outcome(&least, seed, packet).expect_err("it fails").why;
-    let steps: Vec<String> = least.told().map(|told| format!("{told:?}")).collect();
+    let steps: Vec<String> = least.walk.told().map(|told| format!("{told:?}")).collect();
     panic!(
-        "seed {seed}: {}\nshrunk: {why}\npacket: {packet:?}\nsteps:\n{}\nto keep it, add to \
+        "seed {seed}: {}\npacket: {:?}\nsteps:\n{}\nto keep it, add to \
          crates/core/tests/regressions/graph.txt:\n{}",
-        failure.why,
+        least.why,
+        least.packet,
         steps.join("\n"),
-        line(
-            &(&least, seed, packet),
-            env!("CARGO_PKG_VERSION"),
-            why.lines().next().unwrap_or_default()
-        ),
+        least.line
     );
 }
 
@@ -408,7 +436,8 @@ fn kept_walks_hold() {
         match kept {
             Kept::Seed(seed) => check(&through(seed), seed),
             Kept::Case((walk, seed, packet)) => {
-                outcome(&walk, seed, packet).unwrap_or_else(|failure| panic!("{why}: {failure:?}"));
+                let outcome = outcome(&walk, seed, packet, |_| true);
+                outcome.unwrap_or_else(|failure| panic!("{why}: {failure:?}"));
             }
         }
     }
@@ -429,5 +458,32 @@ fn single_changes_of_one_world_hold_as_well() {
     for seed in first..first + number("TOWPATH_WALKS", 400) {
         let world = sample(seed, 1).next().expect("one world");
         check(&Walk::around(world, 8, seed), seed);
+    }
+}
+
+/// The walks and the shrinker at work: what a graph does not hear is found, and told by a few steps.
+#[test]
+fn a_graph_that_is_hard_of_hearing_is_found_and_told_by_few_steps() {
+    let faults: [(&str, Heard); 3] = [
+        ("misses that a namespace is gone", |update| {
+            !matches!(update, Update::Remove(ObjectKey::Namespace(_)))
+        }),
+        ("misses that a policy is gone", |update| {
+            !matches!(update, Update::Remove(ObjectKey::Policy(_)))
+        }),
+        ("misses nodes", |update| {
+            !matches!(update, Update::Upsert(Object::Node(_)))
+        }),
+    ];
+    for (fault, is_heard) in faults {
+        let found = (1..100).find_map(|seed| least(&through(seed), seed, is_heard));
+        let least = found.expect("a walk in which the fault shows");
+
+        println!("{fault}: {}", least.line);
+        assert!(
+            least.walk.steps.len() <= 8,
+            "{fault}: {:#?}",
+            least.walk.steps
+        );
     }
 }

@@ -70,14 +70,17 @@ fn mismatch(tables: &Tables, evaluator: &Evaluator, probe: &Probe) -> Option<Str
     })
 }
 
-/// As [`mismatch`], from the beginning. The evaluator may be made to see another state than the compiler.
-fn differs(world: &World, probe: &Probe, seen: fn(Cluster) -> Cluster) -> Option<String> {
+/// The state that the evaluator sees: the compiler's, unless it is made to see another.
+type Seen = fn(Cluster) -> Cluster;
+
+/// As [`mismatch`], from the beginning.
+fn differs(world: &World, probe: &Probe, seen: Seen) -> Option<String> {
     let cluster = seen(world.cluster());
     mismatch(&tables(world), &Evaluator::new(&cluster), probe)
 }
 
 /// The least world in which a probe is judged differently, and the line that keeps it.
-fn least(world: &World, probe: &Probe, seen: fn(Cluster) -> Cluster) -> (World, String, String) {
+fn least(world: &World, probe: &Probe, seen: Seen) -> (World, String, String) {
     let least = shrink(world, |world| differs(world, probe, seen).is_some());
     let why = differs(&least, probe, seen).expect("a shrunk world still differs");
     let line = line(&(&least, probe), env!("CARGO_PKG_VERSION"), &why);
@@ -175,7 +178,7 @@ fn without_exceptions(cluster: Cluster) -> Cluster {
 
 fn without_passes(cluster: Cluster) -> Cluster {
     with_rules(cluster, |rules| {
-        rules.retain(|rule| rule.action != Action::Pass)
+        rules.retain(|rule| rule.action != Action::Pass);
     })
 }
 
@@ -201,7 +204,7 @@ fn with_finished_pods_alive(mut cluster: Cluster) -> Cluster {
 /// The oracle and the shrinker at work: each fault is found, and told by a handful of objects.
 #[test]
 fn a_faulty_judge_is_found_and_told_by_few_objects() {
-    let faults: [(&str, fn(Cluster) -> Cluster); 4] = [
+    let faults: [(&str, Seen); 4] = [
         ("ignores exceptions", without_exceptions),
         ("ignores passes", without_passes),
         ("ignores named ports", without_named_ports),
