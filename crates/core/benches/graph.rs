@@ -65,10 +65,10 @@ fn application(index: u32) -> Selector {
     Selector::new(vec![Requirement::In("app".into(), vec![value.into()])])
 }
 
-/// One application of a namespace may be reached by the next one, on one of 40 ports.
+/// One application of a namespace may be reached by the next one; of the four policies of each, no two name one port.
 fn policy(index: u32) -> Object {
     let own = NamespaceMatch::Is(namespace(index).into());
-    let port = 8_000 + u16::try_from(index % 40).expect("below 40");
+    let port = 8_000 + u16::try_from(index / NAMESPACES).expect("below 40");
     let rule = Rule {
         name: None,
         action: Action::Accept,

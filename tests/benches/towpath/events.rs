@@ -71,12 +71,15 @@ impl Node {
         Ok(began.elapsed().as_secs_f64() * 1e6)
     }
 
+    /// Tidies up until nothing comes, as the agent does in the seconds after a flush.
     fn collect(&mut self) -> Result<()> {
-        let delta = self.graph.collect();
-        if !delta.phases.is_empty() {
+        loop {
+            let delta = self.graph.collect();
+            if delta.phases.is_empty() {
+                return Ok(());
+            }
             commit(&mut self.applier, delta)?;
         }
-        Ok(())
     }
 }
 

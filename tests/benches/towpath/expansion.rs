@@ -150,9 +150,15 @@ impl Run {
         Ok(())
     }
 
+    /// Tidies up until nothing comes, as the agent does in the seconds after a flush.
     fn collect(&mut self) -> Result<()> {
-        let delta = self.graph.collect();
-        events::commit(&mut self.applier, delta)
+        loop {
+            let delta = self.graph.collect();
+            if delta.phases.is_empty() {
+                return Ok(());
+            }
+            events::commit(&mut self.applier, delta)?;
+        }
     }
 
     fn sizes(&self, share: Share) -> String {
