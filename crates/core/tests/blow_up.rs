@@ -215,6 +215,38 @@ fn wide_rules_over_many_classes_go_to_one_shared_profile() {
 }
 
 #[test]
+fn many_classes_that_share_few_ports_are_a_rule_a_port() {
+    let mut graph = world(0);
+    for index in 0..3_000_u32 {
+        let app = format_smolstr!("app-{index}");
+        graph.apply(&pod(1_000 + index, "there", ("app", app.clone())));
+        // One of 276 pairs of 24 ports.
+        let (low, high) = (index % 24, (index + 1 + index / 24 % 23) % 24);
+        let port = |offset: u32| 5_000 + 2 * u16::try_from(offset).expect("below 24");
+        graph.apply(&policy(
+            &app,
+            Tier::NETWORK_POLICY,
+            Action::Accept,
+            workloads(is("app", &app)),
+            ports(
+                Protocol::Tcp,
+                [(port(low), port(low)), (port(high), port(high))],
+            ),
+        ));
+    }
+
+    assert_small_and_right(&mut graph, "276 pairs of 24 ports");
+
+    let most = graph
+        .tables()
+        .profiles
+        .values()
+        .map(|p| p.rules.len())
+        .max();
+    assert!(most <= Some(24 + 4), "{most:?} rules");
+}
+
+#[test]
 fn overlapping_ranges_stay_ranges() {
     let mut graph = world(100);
     for index in 0..200u16 {

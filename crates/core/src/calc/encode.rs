@@ -4,7 +4,7 @@
 //! ([`crate::tables`]). The base is what class 0 may reach; a class is written as its difference from the base
 //! (*open*), as a whole in the hash maps (*closed*), or as rules of the profile, whichever is shortest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::port_space::{PortSpace, Ranges, contains, points, symmetric_difference};
@@ -100,11 +100,11 @@ pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace
         base_rules = encode_base(base, 0, &mut encoded.any);
         move_to_profile(&mut groups);
     }
-    let mut rules = Vec::new();
+    let mut in_profile = Vec::new();
     for group in groups {
-        if let Some(entries) = group.entries {
+        if let Some(entries) = &group.entries {
             for class in group.members {
-                encoded.add(class, &entries);
+                encoded.add(class, entries);
             }
             continue;
         }
@@ -115,8 +115,9 @@ pub(super) fn encode(base: &PortSpace, classes: &BTreeMap<ClassId, Arc<PortSpace
                 .map(|class| ((*class, protocol, port), own));
             encoded.exact.extend(entries);
         }
-        class_rules(group.allowed, &group.members.into(), &mut rules);
+        in_profile.push(group);
     }
+    let mut rules = profile_rules(&in_profile);
     rules.extend(base_rules);
     if !rules.is_empty() {
         encoded.profile = Some(Arc::new(Profile { rules }));
@@ -227,22 +228,98 @@ fn port_rule(
     })
 }
 
-/// Decides everything for these classes.
-fn class_rules(allowed: &PortSpace, classes: &Arc<[ClassId]>, rules: &mut Vec<ProfileRule>) {
-    for protocol in Protocol::ALL {
-        rules.extend(port_rule(
-            Some(classes),
-            protocol,
-            allowed.of(protocol),
-            true,
-        ));
-        rules.extend(port_rule(Some(classes), protocol, &[(0, u16::MAX)], false));
+/// Decides everything for the classes of these groups: group by group, or port by port where that is shorter. Many
+/// classes on few ports are the usual case (edge case 6), and each rule costs a packet time.
+fn profile_rules(groups: &[Group<'_>]) -> Vec<ProfileRule> {
+    let mut by_group = Vec::new();
+    for group in groups {
+        class_rules(group, &mut by_group);
     }
-    rules.push(ProfileRule {
-        classes: Some(classes.clone()),
+    if groups.len() < 2 {
+        return by_group;
+    }
+    let by_port = rules_by_port(groups);
+    if by_port.len() < by_group.len() {
+        by_port
+    } else {
+        by_group
+    }
+}
+
+fn class_rules(group: &Group<'_>, rules: &mut Vec<ProfileRule>) {
+    let classes: Arc<[ClassId]> = group.members.as_slice().into();
+    for protocol in Protocol::ALL {
+        let allowed = group.allowed.of(protocol);
+        rules.extend(port_rule(Some(&classes), protocol, allowed, true));
+        rules.extend(port_rule(Some(&classes), protocol, &[(0, u16::MAX)], false));
+    }
+    rules.push(other_rule(classes, group.allowed.other));
+}
+
+fn other_rule(classes: Arc<[ClassId]>, allowed: bool) -> ProfileRule {
+    ProfileRule {
+        classes: Some(classes),
         ports: None,
-        verdict: verdict(allowed.other),
-    });
+        verdict: verdict(allowed),
+    }
+}
+
+/// A rule for each set of classes that may use the same ports, and one that denies the rest to all of them.
+fn rules_by_port(groups: &[Group<'_>]) -> Vec<ProfileRule> {
+    let members = |groups: &[&Group<'_>]| -> Arc<[ClassId]> {
+        let mut classes: Vec<ClassId> = groups
+            .iter()
+            .flat_map(|group| group.members.iter().copied())
+            .collect();
+        classes.sort_unstable();
+        classes.into()
+    };
+    let all = members(&groups.iter().collect::<Vec<_>>());
+    let mut rules = Vec::new();
+    for protocol in Protocol::ALL {
+        for (users, ranges) in users_of_ports(groups, protocol) {
+            let users: Vec<&Group<'_>> = users.into_iter().map(|index| &groups[index]).collect();
+            rules.extend(port_rule(Some(&members(&users)), protocol, &ranges, true));
+        }
+        rules.extend(port_rule(Some(&all), protocol, &[(0, u16::MAX)], false));
+    }
+    let others: Vec<&Group<'_>> = groups.iter().filter(|group| group.allowed.other).collect();
+    if !others.is_empty() {
+        rules.push(other_rule(members(&others), true));
+    }
+    rules.push(other_rule(all, false));
+    rules
+}
+
+/// The ports of a protocol by the groups (as positions) that may use them.
+fn users_of_ports(groups: &[Group<'_>], protocol: Protocol) -> BTreeMap<Vec<usize>, Ranges> {
+    // What begins and ends at a port number.
+    let mut edges: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        for (first, last) in group.allowed.of(protocol) {
+            for edge in [u32::from(*first), u32::from(*last) + 1] {
+                edges.entry(edge).or_default().push(index);
+            }
+        }
+    }
+    let mut by_users: BTreeMap<Vec<usize>, Ranges> = BTreeMap::new();
+    let mut users: BTreeSet<usize> = BTreeSet::new();
+    let mut first = 0;
+    for (edge, changing) in edges {
+        if let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(edge.saturating_sub(1)))
+            && !users.is_empty()
+        {
+            let ranges = by_users.entry(users.iter().copied().collect()).or_default();
+            ranges.push((first, last));
+        }
+        for index in changing {
+            if !users.remove(&index) {
+                users.insert(index);
+            }
+        }
+        first = edge;
+    }
+    by_users
 }
 
 /// The shortest way to write a class in the hash maps, if there is one.

@@ -11,7 +11,7 @@ use super::cidr::Partition;
 use super::class::is_nothing;
 use super::compile::{Claimant, Signature};
 use super::local::{Local, Reader, Resolved};
-use super::matcher::{Matcher, MatcherChanges, is_served};
+use super::matcher::{Matcher, MatcherChanges, Met, is_served};
 use super::side::Rewritten;
 use super::transition::{Step, Written};
 use super::{CalcGraph, Dirty, endpoints_of};
@@ -207,13 +207,14 @@ impl CalcGraph {
             ..Moves::default()
         };
         let partition = partition.unwrap_or(self.blocks.partition());
+        let mut met = Met::default();
         let touched = dirty.peers.iter().map(|address| {
             let own = self.peer_class.get(address).copied();
             Touched {
                 address: *address,
                 old: own.unwrap_or_else(|| self.blocks.class_of(*address)),
                 is_own: own.is_some(),
-                signature: self.signature(*address, partition),
+                signature: self.signature(*address, partition, &mut met),
             }
         });
         let touched: Vec<Touched> = touched.collect();
@@ -287,7 +288,12 @@ impl CalcGraph {
     }
 
     /// What an address meets.
-    fn signature(&self, address: IpAddr, partition: &Partition) -> Signature {
+    fn signature<'a>(
+        &'a self,
+        address: IpAddr,
+        partition: &Partition,
+        known: &mut Met<'a>,
+    ) -> Signature {
         let mut common: Claimant = partition
             .matchers(address)
             .iter()
@@ -298,11 +304,12 @@ impl CalcGraph {
                 self.matchers.of_node(&node.labels, &mut common);
             }
         }
-        let claimant = |endpoint: Option<&crate::model::Endpoint>| {
+        let mut claimant = |endpoint: Option<&'a Endpoint>| {
             let mut met = common.clone();
             if let Some(endpoint) = endpoint {
                 let is_known = self.cluster.namespaces.contains_key(&endpoint.id.namespace);
-                self.matchers.of_workload(endpoint, is_known, &mut met);
+                self.matchers
+                    .of_workload(endpoint, is_known, known, &mut met);
             }
             met.sort_unstable();
             met.dedup();
@@ -314,7 +321,7 @@ impl CalcGraph {
         }
         let mut signature: Signature = claimants
             .iter()
-            .map(|id| claimant(self.cluster.endpoints.get(id)))
+            .map(|endpoint| claimant(Some(endpoint)))
             .collect();
         signature.sort_unstable();
         signature.dedup();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -17,7 +18,7 @@ use crate::model::{
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     /// Sorted, for the question who lies in a block.
-    claims: BTreeMap<IpAddr, Vec<EndpointId>>,
+    claims: BTreeMap<IpAddr, Vec<Arc<Endpoint>>>,
     shown: FxHashMap<IpAddr, Vec<u32>>,
     nodes: BTreeMap<IpAddr, Vec<SmolStr>>,
     bound: FxHashMap<InterfaceName, Vec<EndpointId>>,
@@ -57,7 +58,7 @@ impl Index {
     /// Takes a version of an endpoint in; returns names of ports that now stand for other numbers.
     pub(super) fn add_endpoint(
         &mut self,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
         is_namespace_known: bool,
         renumbered: &mut FxHashSet<SmolStr>,
     ) {
@@ -70,10 +71,10 @@ impl Index {
             self.unknown.insert(namespace.clone());
         }
         for address in &endpoint.addresses {
-            add(
-                self.claims.entry(*address).or_default(),
-                endpoint.id.clone(),
-            );
+            let claims = self.claims.entry(*address).or_default();
+            let position = claims.partition_point(|other| other.id < endpoint.id);
+            claims.reserve_exact(1);
+            claims.insert(position, endpoint.clone());
         }
         if let Some(interface) = &endpoint.interface {
             add(
@@ -113,7 +114,12 @@ impl Index {
             }
         }
         for address in &endpoint.addresses {
-            remove_at!(self.claims, address, &endpoint.id);
+            if let Some(claims) = self.claims.get_mut(address) {
+                claims.retain(|other| other.id != endpoint.id);
+                if claims.is_empty() {
+                    self.claims.remove(address);
+                }
+            }
         }
         if let Some(interface) = &endpoint.interface {
             remove_at!(self.bound, interface, &endpoint.id);
@@ -172,7 +178,7 @@ impl Index {
     }
 
     /// The live workloads that list an address.
-    pub(super) fn claimants(&self, address: IpAddr) -> &[EndpointId] {
+    pub(super) fn claimants(&self, address: IpAddr) -> &[Arc<Endpoint>] {
         self.claims.get(&address).map_or(&[], Vec::as_slice)
     }
 

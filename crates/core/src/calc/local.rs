@@ -61,11 +61,11 @@ impl<'a> Reader<'a> {
     /// The endpoint of an address and where it is bound, if it is to be programmed here: one live claimant, of
     /// this node, of a known namespace, on one interface.
     pub(super) fn resolve(&self, address: IpAddr) -> Option<(&'a Endpoint, Binding)> {
-        let [id] = self.index.claimants(address) else {
+        let [endpoint] = self.index.claimants(address) else {
             return None;
         };
-        let endpoint = self.cluster.endpoints.get(id)?;
-        if !self.is_here(endpoint) || !self.cluster.namespaces.contains_key(&id.namespace) {
+        let namespaces = &self.cluster.namespaces;
+        if !self.is_here(endpoint) || !namespaces.contains_key(&endpoint.id.namespace) {
             return None;
         }
         let interface = match &endpoint.interface {

@@ -9,7 +9,9 @@ use rustc_hash::FxHashMap;
 use smol_str::SmolStr;
 
 use super::compile::MatcherId;
-use crate::model::{Cluster, Endpoint, Labels, Namespace, NamespaceMatch, Protocol, Selector};
+use crate::model::{
+    Cluster, ContainerPort, Endpoint, Labels, Namespace, NamespaceMatch, Protocol, Selector,
+};
 
 /// A named port and the number behind it.
 pub(super) type Served = (SmolStr, Protocol, u16);
@@ -51,6 +53,18 @@ impl MatcherChanges {
 struct Entry {
     matcher: Arc<Matcher>,
     references: u32,
+}
+
+/// Which matchers a kind of workload meets: pods of one template meet the same. Of one flush.
+#[derive(Default)]
+pub(super) struct Met<'a>(FxHashMap<Template<'a>, Vec<(MatcherId, bool)>>);
+
+/// What matchers see of a workload of a known namespace. Its labels stand for their place in memory.
+#[derive(PartialEq, Eq, Hash)]
+struct Template<'a> {
+    namespace: &'a SmolStr,
+    labels: *const (SmolStr, SmolStr),
+    ports: &'a [ContainerPort],
 }
 
 /// The matchers in use.
@@ -188,7 +202,31 @@ impl Matchers {
     }
 
     /// Adds what a workload meets: matcher, and whether for sure.
-    pub(super) fn of_workload(
+    pub(super) fn of_workload<'a>(
+        &self,
+        endpoint: &'a Endpoint,
+        is_namespace_known: bool,
+        known: &mut Met<'a>,
+        met: &mut Vec<(MatcherId, bool)>,
+    ) {
+        if !is_namespace_known {
+            self.find_met(endpoint, is_namespace_known, met);
+            return;
+        }
+        let template = Template {
+            namespace: &endpoint.id.namespace,
+            labels: endpoint.labels.place(),
+            ports: &endpoint.ports,
+        };
+        let found = known.0.entry(template).or_insert_with(|| {
+            let mut found = Vec::new();
+            self.find_met(endpoint, is_namespace_known, &mut found);
+            found
+        });
+        met.extend_from_slice(found);
+    }
+
+    fn find_met(
         &self,
         endpoint: &Endpoint,
         is_namespace_known: bool,

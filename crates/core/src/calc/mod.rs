@@ -166,7 +166,9 @@ impl CalcGraph {
             let namespaces = &self.cluster.namespaces;
             let is_known = namespaces.contains_key(&endpoint.id.namespace);
             let names = &mut self.dirty.names;
-            self.index.add_endpoint(endpoint, is_known, names);
+            if let Some(endpoint) = self.cluster.endpoints.shared(&endpoint.id) {
+                self.index.add_endpoint(endpoint, is_known, names);
+            }
         } else {
             self.index.remove_endpoint(endpoint, &mut self.dirty.names);
         }
@@ -205,8 +207,7 @@ impl CalcGraph {
             .locals
             .keys()
             .filter(|address| {
-                let id = self.index.claimants(**address).first();
-                let endpoint = id.and_then(|id| self.cluster.endpoints.get(id));
+                let endpoint = self.index.claimants(**address).first();
                 endpoint.is_some_and(|endpoint| reader.is_selected(policy, endpoint))
             })
             .copied()

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeFrom;
+use std::sync::Arc;
 
 use super::{Endpoint, EndpointId, Policy, PolicyId};
 
@@ -17,9 +18,9 @@ pub trait Identified {
     fn id(&self) -> &Self::Id;
 }
 
-/// An object, sorted by its id. Boxed, for a sparse node of the tree costs little then.
+/// An object, sorted by its id. Behind a pointer: a sparse node of the tree costs little then, and indices share it.
 #[derive(Clone)]
-struct Entry<T>(Box<T>);
+struct Entry<T>(Arc<T>);
 
 /// Objects by id.
 #[derive(Clone)]
@@ -67,13 +68,18 @@ impl<T: Identified> Ord for Entry<T> {
 }
 
 #[expect(private_bounds, reason = "holds for every type of object there is")]
-impl<T: Identified> Objects<T>
+impl<T: Identified + Clone> Objects<T>
 where
     Entry<T>: Borrow<T::Id>,
 {
     /// The object of this id.
     pub fn get(&self, id: &T::Id) -> Option<&T> {
         self.0.get(id).map(|entry| &*entry.0)
+    }
+
+    /// The object of this id, to be shared.
+    pub(crate) fn shared(&self, id: &T::Id) -> Option<&Arc<T>> {
+        self.0.get(id).map(|entry| &entry.0)
     }
 
     /// Whether there is an object of this id.
@@ -83,13 +89,14 @@ where
 
     /// Puts an object in; returns the one of the same id that it replaced.
     pub fn insert(&mut self, object: T) -> Option<T> {
-        let old = self.0.replace(Entry(Box::new(object)));
-        old.map(|entry| *entry.0)
+        let old = self.0.replace(Entry(Arc::new(object)));
+        old.map(|entry| Arc::unwrap_or_clone(entry.0))
     }
 
     /// Takes an object out.
     pub fn remove(&mut self, id: &T::Id) -> Option<T> {
-        self.0.take(id).map(|entry| *entry.0)
+        let old = self.0.take(id);
+        old.map(|entry| Arc::unwrap_or_clone(entry.0))
     }
 
     /// All objects from this id on.
@@ -109,7 +116,9 @@ where
 
     /// All objects, by id.
     pub fn into_values(self) -> impl Iterator<Item = T> {
-        self.0.into_iter().map(|entry| *entry.0)
+        self.0
+            .into_iter()
+            .map(|entry| Arc::unwrap_or_clone(entry.0))
     }
 
     /// How many there are.
@@ -126,7 +135,7 @@ where
 impl<T: Identified> Extend<T> for Objects<T> {
     fn extend<I: IntoIterator<Item = T>>(&mut self, objects: I) {
         for object in objects {
-            self.0.replace(Entry(Box::new(object)));
+            self.0.replace(Entry(Arc::new(object)));
         }
     }
 }

@@ -20,6 +20,11 @@ impl Labels {
         Arc::strong_count(&self.0) > 1
     }
 
+    /// Where they stand in memory: labels of one place are equal.
+    pub(crate) fn place(&self) -> *const (SmolStr, SmolStr) {
+        self.0.as_ptr()
+    }
+
     /// All pairs, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = &(SmolStr, SmolStr)> {
         self.0.iter()
