@@ -307,7 +307,7 @@ impl CalcGraph {
         let mut claimant = |endpoint: Option<&'a Endpoint>| {
             let mut met = common.clone();
             if let Some(endpoint) = endpoint {
-                let is_known = self.cluster.namespaces.contains_key(&endpoint.id.namespace);
+                let is_known = self.index.is_namespace_known(&endpoint.id.namespace);
                 self.matchers
                     .of_workload(endpoint, is_known, known, &mut met);
             }

@@ -205,6 +205,11 @@ impl Index {
             .flat_map(|numbers| numbers.keys().copied())
     }
 
+    /// Whether the namespace of a workload is known.
+    pub(super) fn is_namespace_known(&self, name: &SmolStr) -> bool {
+        !self.unknown.contains(name)
+    }
+
     /// The endpoints of namespaces that are not known.
     pub(super) fn homeless<'c>(
         &'c self,
