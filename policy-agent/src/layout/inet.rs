@@ -52,8 +52,8 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
         }
     }
     chains.push(regular("encapsulation", encapsulation()));
-    chains.push(regular("from_elsewhere", from_elsewhere()));
-    chains.push(regular("from_endpoint", from_endpoint(options)));
+    chains.push(regular("from_pod", from_pod(options)));
+    chains.push(regular("from_endpoint", from_endpoint()));
     chains.push(regular("to_endpoint", to_endpoint(options)));
     if options.routed_pods {
         chains.push(regular("routed_source", routed_source(options)));
@@ -111,13 +111,33 @@ fn established(options: &LayoutOptions) -> Vec<Rule> {
     ]
 }
 
-/// Judges the source: the egress side.
+/// Judges the source: the egress side. What enters by a pod's interface has a chain of its own; elsewhere:
 ///
-/// 1. Encapsulated packets of pods to nodes are dropped.
-/// 2. Whatever comes from elsewhere with an address of our pods is dropped.
-/// 3. A known source is judged, or left alone when nothing restricts it.
-/// 4. An unknown source is dropped when it enters by a pod's interface.
-fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
+/// 1. An address of our pods is dropped: behind the uplink it would be taken for the pod.
+/// 2. A known source is judged, or left alone when nothing restricts it.
+fn from_endpoint() -> Vec<Rule> {
+    let mut rules = vec![
+        RuleBuilder::new()
+            .within(Field::InputInterface, SetId::PodInterfaces)
+            .verdict(RuleVerdict::Goto(name("from_pod"))),
+    ];
+    rules.extend(IpVersion::ALL.map(|version| {
+        RuleBuilder::new()
+            .within(source(version), SetId::PodNetworks(version))
+            // The host talks to itself with its bridge's address, which is in the pod network.
+            .differs(Field::InputInterface, Value::Interface("lo".into()))
+            .drop_for(DropReason::Spoofed)
+    }));
+    rules.extend(IpVersion::ALL.map(|version| known(Direction::Egress, version)));
+    rules
+}
+
+/// Judges what enters by a pod's interface.
+///
+/// 1. Encapsulated packets to nodes are dropped, and what makes a pod a router.
+/// 2. A known source is judged, or left alone when nothing restricts it.
+/// 3. An unknown source is dropped.
+fn from_pod(options: &LayoutOptions) -> Vec<Rule> {
     let mut rules = vec![
         RuleBuilder::new()
             .one_of(Field::L4Proto, &numbers(&TUNNELS))
@@ -126,39 +146,17 @@ fn from_endpoint(options: &LayoutOptions) -> Vec<Rule> {
             .is(Field::L4Proto, Value::U8(UDP))
             .is(Field::DestinationPort, Value::U16(options.overlay_port))
             .verdict(jump_to("encapsulation")),
-        RuleBuilder::new()
-            .not_within(Field::InputInterface, SetId::PodInterfaces)
-            .verdict(jump_to("from_elsewhere")),
         known(Direction::Egress, IpVersion::V4),
         RuleBuilder::new()
             .one_of(Field::Icmpv6Type, &numbers(&ADVERTISEMENT_TYPES))
-            .within(Field::InputInterface, SetId::PodInterfaces)
             .drop_for(DropReason::Advertisement),
         known(Direction::Egress, IpVersion::V6),
     ];
     if options.dhcp {
-        let request = RuleBuilder::new().within(Field::InputInterface, SetId::PodInterfaces);
-        rules.push(dhcp_request(request));
+        rules.push(dhcp_request(RuleBuilder::new()));
     }
-    rules.push(
-        RuleBuilder::new()
-            .within(Field::InputInterface, SetId::PodInterfaces)
-            .drop_for(DropReason::Unknown),
-    );
+    rules.push(RuleBuilder::new().drop_for(DropReason::Unknown));
     rules
-}
-
-/// A pod's address behind the uplink, or behind any other interface that is no pod's, would be taken for the pod.
-fn from_elsewhere() -> Vec<Rule> {
-    IpVersion::ALL
-        .map(|version| {
-            RuleBuilder::new()
-                .within(source(version), SetId::PodNetworks(version))
-                // The host talks to itself with its bridge's address, which is in the pod network.
-                .differs(Field::InputInterface, Value::Interface("lo".into()))
-                .drop_for(DropReason::Spoofed)
-        })
-        .into()
 }
 
 /// Judges the destination: the ingress side.
@@ -328,7 +326,6 @@ fn encapsulation() -> Vec<Rule> {
     IpVersion::ALL
         .map(|version| {
             RuleBuilder::new()
-                .within(Field::InputInterface, SetId::PodInterfaces)
                 .within(destination(version), SetId::NodeAddresses(version))
                 .drop_for(DropReason::Encapsulation)
         })

@@ -141,8 +141,8 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "an address of two endpoints is programmed",
         file: "crates/core/src/calc/local.rs",
-        before: "let [id] = self.index.claimants(address) else {",
-        after: "let [id, ..] = self.index.claimants(address) else {",
+        before: "let [endpoint] = self.index.claimants(address) else {",
+        after: "let [endpoint, ..] = self.index.claimants(address) else {",
         suite: Suite::Core,
     },
     Fault {
@@ -232,8 +232,8 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "a pod's address may come from elsewhere",
         file: "policy-agent/src/layout/inet.rs",
-        before: "            .verdict(jump_to(\"from_elsewhere\")),",
-        after: "            .verdict(RuleVerdict::Continue),",
+        before: "            .drop_for(DropReason::Spoofed)\n    }));\n    rules.extend(IpVersion::ALL.map(|version| known(Direction::Egress, version)));",
+        after: "            .verdict(RuleVerdict::Continue)\n    }));\n    rules.extend(IpVersion::ALL.map(|version| known(Direction::Egress, version)));",
         suite: Suite::Layout,
     },
     Fault {
