@@ -148,7 +148,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "an endpoint of an unknown namespace is programmed",
         file: "crates/core/src/calc/local.rs",
-        before: "|| !self.cluster.namespaces.contains_key(&id.namespace)",
+        before: "|| !namespaces.contains_key(&endpoint.id.namespace)",
         after: "|| false",
         suite: Suite::Core,
     },
