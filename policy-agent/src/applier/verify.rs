@@ -42,21 +42,12 @@ impl Applier {
             drift.is_torn = self.is_guard_lost()?;
             return Ok(drift);
         }
-        let mut wanted = render::all_elements(&self.tables, &self.fact_sets);
         let mut repair = render::Repair::default();
-        for set in SetId::all() {
-            let (table, name) = (set.table().table(), set.name());
-            let Some(found) = self.backend.elements(&table, &name)? else {
-                drift.is_torn = true;
-                continue;
-            };
-            let wanted = wanted.remove(&set).unwrap_or_default();
-            compare(set, wanted, found, &mut drift, &mut repair);
+        // Where the tables are replaced there is nothing to repair. And `nft` cannot list what is dormant.
+        drift.is_torn = self.are_fixed_parts_wrong()?;
+        if !drift.is_torn {
+            self.compare_sets(&mut drift, &mut repair)?;
         }
-        for table in TableId::ALL.map(TableId::table) {
-            drift.is_torn |= !self.backend.has_table(&table)?;
-        }
-        drift.is_torn |= self.are_fixed_parts_wrong()?;
         if !drift.is_none() {
             self.must_replace = drift.is_torn;
             self.job = Some(Job {
@@ -72,8 +63,32 @@ impl Applier {
         Ok(drift)
     }
 
+    /// Compares the elements of all sets.
+    fn compare_sets(
+        &mut self,
+        drift: &mut Drift,
+        repair: &mut render::Repair,
+    ) -> Result<(), CommitError> {
+        let mut wanted = render::all_elements(&self.tables, &self.fact_sets);
+        for set in SetId::all() {
+            let (table, name) = (set.table().table(), set.name());
+            let Some(found) = self.backend.elements(&table, &name)? else {
+                drift.is_torn = true;
+                continue;
+            };
+            let wanted = wanted.remove(&set).unwrap_or_default();
+            compare(set, wanted, found, drift, repair);
+        }
+        Ok(())
+    }
+
     /// Compares what cannot be repaired one by one.
     fn are_fixed_parts_wrong(&mut self) -> Result<bool, CommitError> {
+        for table in TableId::ALL.map(TableId::table) {
+            if !self.backend.has_table(&table)? {
+                return Ok(true);
+            }
+        }
         let mut are_wrong = false;
         for (table, fixed) in render::fixed(&self.tables, &self.options) {
             let chains = self.backend.different_chains(&table, &fixed.chains)?;
@@ -85,6 +100,9 @@ impl Applier {
                     "chains are not ours any more"
                 );
                 are_wrong = true;
+            }
+            if are_wrong {
+                continue;
             }
             for (name, wanted) in fixed.class_lists {
                 let found = self.backend.elements(&table, &name)?;

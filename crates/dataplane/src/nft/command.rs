@@ -157,15 +157,17 @@ impl Backend for CommandBackend {
     }
 
     fn has_table(&mut self, table: &Table) -> Result<bool, CommitError> {
-        let document = self.list(&["list", "tables"])?.unwrap_or_default();
-        let objects = document["nftables"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        Ok(objects.iter().any(|object| {
-            object["table"]["family"] == family_text(table.family)
-                && object["table"]["name"] == table.name.as_str()
-        }))
+        // Not as JSON: nft 1.0.6 writes the flag of a dormant table from memory that is not its own, or nothing at all.
+        let action = "list tables with the nft program";
+        let run = self
+            .run(&["list", "tables"], &[])
+            .map_err(transport(action))?;
+        if !run.is_success {
+            return Err(transport(action)(io::Error::other(run.stderr)));
+        }
+        let wanted = format!("table {} {}", family_text(table.family), table.name);
+        let listing = String::from_utf8_lossy(&run.stdout);
+        Ok(listing.lines().any(|line| line.trim() == wanted))
     }
 
     fn elements(&mut self, table: &Table, set: &Name) -> Result<Option<Vec<Element>>, CommitError> {
