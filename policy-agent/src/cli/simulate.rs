@@ -310,7 +310,7 @@ fn say_portless(workloads: &[Named<'_>]) {
         .count();
     if portless > 0 {
         remark(&format!(
-            "towpath: {portless} endpoints declare no ports, so they are no destinations here"
+            "towpath: endpoints that declare no ports, and so are no destinations here: {portless}"
         ));
     }
 }
