@@ -1,0 +1,18 @@
+//! What Flannel, or another provider of interfaces, set up on this node and on the others, as data.
+//!
+//! It only reads: nothing of Flannel's is ever changed. Nearly everything here is plain functions over text that was read
+//! elsewhere; what reads files, sockets or the kernel stands in thin modules of its own.
+//!
+//! All input is hostile. A bad field is named in a [`Fault`] and left out, and nothing panics.
+
+#![forbid(unsafe_code)]
+
+pub mod backend;
+mod family;
+mod fault;
+mod json;
+pub mod net_conf;
+pub mod subnet_env;
+
+pub use family::{Addresses, Networks};
+pub use fault::{Fault, FaultKind, LastGood, Parsed};
