@@ -1,7 +1,6 @@
 //! Local HTTP: probes and metrics on addresses that somebody asked for, control on a unix socket.
 
 use std::fs::{self, Permissions};
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -139,21 +138,6 @@ pub async fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
     Ok(listener)
 }
 
-/// Serves until `end` is done.
-pub async fn serve<L>(
-    listener: L,
-    router: Router,
-    end: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()>
-where
-    L: axum::serve::Listener,
-    L::Addr: std::fmt::Debug,
-{
-    axum::serve(listener, router)
-        .with_graceful_shutdown(end)
-        .await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +145,8 @@ mod tests {
     use hyper::body::Bytes;
     use hyper_util::rt::TokioIo;
     use std::time::Duration;
+
+    use crate::serve::serve;
 
     /// Serves `router` on a unix socket and asks it for `path`.
     async fn ask(router: Router, path: &str) -> (StatusCode, String) {
@@ -182,7 +168,7 @@ mod tests {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         drop(sender);
         drop(end);
-        server.await.unwrap().unwrap();
+        server.await.unwrap();
         driver.await.unwrap().unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())
     }

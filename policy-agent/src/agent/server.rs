@@ -15,9 +15,10 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{oneshot, watch};
-use towpath_runtime::http::{ListenError, listen, listen_unix, metrics, probes, serve};
+use towpath_runtime::http::{ListenError, listen, listen_unix, metrics, probes};
 use towpath_runtime::liveness::Liveness;
 use towpath_runtime::readiness::Readiness;
+use towpath_runtime::serve::serve;
 use tracing::error;
 
 use super::AgentError;
@@ -115,17 +116,10 @@ impl Listeners {
         let control = control(sender.clone())
             .merge(probes.clone())
             .merge(figures.clone());
-        let health = self
-            .health
-            .map(|listener| serve(listener, probes, until(ended.clone())));
-        let metrics = self
-            .metrics
-            .map(|listener| serve(listener, figures, until(ended.clone())));
-        let socket = serve(self.socket, control, until(ended.clone()));
         tokio::join!(
-            report("control socket", Some(socket)),
-            report("health", health),
-            report("metrics", metrics),
+            serve(self.socket, control, until(ended.clone())),
+            serve_tcp(self.health, probes, ended.clone()),
+            serve_tcp(self.metrics, figures, ended.clone()),
             forward(shutdown, sender, ended),
         );
     }
@@ -137,11 +131,10 @@ async fn until(mut ended: watch::Receiver<bool>) {
     ended.wait_for(|is_ended| *is_ended).await.map(drop).ok();
 }
 
-async fn report(name: &'static str, server: Option<impl Future<Output = std::io::Result<()>>>) {
-    if let Some(server) = server
-        && let Err(error) = server.await
-    {
-        error!(server = name, %error, "cannot serve");
+/// Serves an address, if one was asked for.
+async fn serve_tcp(listener: Option<TcpListener>, router: Router, ended: watch::Receiver<bool>) {
+    if let Some(listener) = listener {
+        serve(listener, router, until(ended)).await;
     }
 }
 
