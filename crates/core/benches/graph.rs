@@ -42,6 +42,7 @@ fn pod(index: u32) -> Object {
         node: Some(node.into()),
         addresses: vec![address(index)],
         ports: Vec::new(),
+        uid: None,
         host_network: false,
         lifecycle: Lifecycle::Live,
         interface: None,

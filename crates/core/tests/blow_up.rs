@@ -32,6 +32,7 @@ fn pod(index: u32, node: &str, label: (&str, SmolStr)) -> Update {
         node: Some(node.into()),
         addresses: vec![address(index)],
         ports: Vec::new(),
+        uid: None,
         host_network: false,
         lifecycle: Lifecycle::Live,
         interface: None,

@@ -315,6 +315,7 @@ mod tests {
             node: None,
             addresses: vec![address.parse().unwrap()],
             ports: Vec::new(),
+            uid: None,
             host_network: false,
             lifecycle: Lifecycle::Live,
             interface: None,

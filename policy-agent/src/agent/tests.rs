@@ -157,6 +157,7 @@ fn source() -> Vec<Update> {
         node: Some("node-a".into()),
         addresses: vec!["10.244.1.5".parse().unwrap()],
         ports: Vec::new(),
+        uid: None,
         host_network: false,
         lifecycle: Lifecycle::Live,
         interface: None,

@@ -358,6 +358,7 @@ mod tests {
                 .filter_map(|text| text.parse().ok())
                 .collect(),
             ports: Vec::new(),
+            uid: None,
             host_network: false,
             lifecycle: Lifecycle::Live,
             interface: None,

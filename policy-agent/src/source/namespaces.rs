@@ -135,6 +135,7 @@ mod tests {
             node: None,
             addresses: Vec::new(),
             ports: Vec::new(),
+            uid: None,
             host_network: false,
             lifecycle,
             interface: None,

@@ -94,6 +94,7 @@ pub(crate) fn pod(size: Size, index: u32) -> Endpoint {
             protocol: Protocol::Tcp,
             number: 8080,
         }],
+        uid: None,
         host_network: false,
         lifecycle: Lifecycle::Live,
         interface: None,

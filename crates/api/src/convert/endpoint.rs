@@ -37,6 +37,7 @@ pub(super) fn convert_pod(root: &Fields<'_>, meta: &Meta) -> Converted {
         let (addresses, lifecycle) = status?;
         Some(Endpoint {
             id: read_id(meta, EndpointKind::Pod)?,
+            uid: meta.uid,
             labels: meta.labels.clone(),
             node,
             addresses,
@@ -235,6 +236,7 @@ pub(super) fn convert_workload_endpoint(root: &Fields<'_>, meta: &Meta) -> Conve
         });
         Some(Endpoint {
             id: read_id(meta, EndpointKind::WorkloadEndpoint)?,
+            uid: None,
             labels: meta.labels.clone(),
             node,
             addresses: tidy_addresses(addresses?),

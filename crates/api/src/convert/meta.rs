@@ -1,7 +1,7 @@
 //! `metadata`: names, namespace, labels.
 
 use smol_str::SmolStr;
-use towpath_core::model::Labels;
+use towpath_core::model::{Labels, PodUid};
 
 use crate::check;
 use crate::fault::quote;
@@ -18,9 +18,13 @@ pub(super) struct Meta {
     pub(super) labels: Labels,
     /// `flannel.alpha.coreos.com/backend-type`, of Nodes.
     pub(super) flannel_backend: Option<SmolStr>,
+    /// Of Pods, as container runtimes are told it.
+    pub(super) uid: Option<PodUid>,
 }
 
 const FLANNEL_BACKEND: &str = "flannel.alpha.coreos.com/backend-type";
+/// On the API's copy of a static pod: the uid that the kubelet gave the pod itself.
+const MIRRORED: &str = "kubernetes.io/config.mirror";
 
 /// Reads `metadata`; `None` when there is none to read (reported).
 pub(super) fn read(root: &Fields<'_>, kind: Kind) -> Option<Meta> {
@@ -52,6 +56,10 @@ pub(super) fn read(root: &Fields<'_>, kind: Kind) -> Option<Meta> {
             .unwrap_or_default(),
         flannel_backend: match kind {
             Kind::Node => read_backend(&metadata),
+            _ => None,
+        },
+        uid: match kind {
+            Kind::Pod => read_uid(&metadata),
             _ => None,
         },
     })
@@ -98,6 +106,15 @@ fn read_labels(field: &Field<'_>) -> Option<Labels> {
         Some((key?, text?))
     });
     Some(pairs.collect())
+}
+
+/// A uid in another form than Kubernetes' own is as good as none.
+fn read_uid(metadata: &Fields<'_>) -> Option<PodUid> {
+    let mirrored = metadata.get("annotations").and_then(|field| {
+        let annotations = field.fields()?;
+        annotations.get(MIRRORED)?.text()?.parse().ok()
+    });
+    mirrored.or_else(|| metadata.get("uid")?.text()?.parse().ok())
 }
 
 fn read_backend(metadata: &Fields<'_>) -> Option<SmolStr> {

@@ -92,6 +92,7 @@ status:
             port("dns", Protocol::Udp, 53),
             port("http", Protocol::Tcp, 8080),
         ],
+        uid: "0d4c2f5e-5a0f-4b5e-8a74-0f0ce9a1a3a1".parse().ok(),
         host_network: false,
         lifecycle: Lifecycle::Live,
         interface: None,
@@ -264,6 +265,30 @@ fn wrong_nodes_are_told() {
     );
 }
 
+#[test]
+fn a_static_pod_has_the_uid_that_its_kubelet_gave_it() {
+    let uid = |metadata: &str| {
+        let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, {metadata}}}\n");
+        good_endpoint(&text).uid
+    };
+    let mirrored = "annotations: {kubernetes.io/config.mirror: 0123456789abcdef0123456789abcdef}";
+    let own = "uid: 0d4c2f5e-5a0f-4b5e-8a74-0f0ce9a1a3a1";
+
+    let found = [
+        uid(own),
+        uid(&format!("{own}, {mirrored}")),
+        uid("uid: something"),
+    ];
+
+    let expected = [
+        "0d4c2f5e-5a0f-4b5e-8a74-0f0ce9a1a3a1".parse().ok(),
+        "01234567-89ab-cdef-0123-456789abcdef".parse().ok(),
+        None,
+    ];
+    assert_eq!(found, expected);
+    assert!(found[0].is_some() && found[1].is_some());
+}
+
 fn workload_endpoint(spec: &str) -> String {
     format!(
         "apiVersion: towpath.io/v1alpha1\nkind: WorkloadEndpoint\nmetadata: {{name: vm, labels: {{app: vm}}}}\nspec: {spec}\n"
@@ -286,6 +311,7 @@ fn a_workload_endpoint_is_read() {
         node: Some("host-1".into()),
         addresses: vec!["10.0.0.9".parse().unwrap()],
         ports: vec![port("ssh", Protocol::Tcp, 22)],
+        uid: None,
         host_network: false,
         lifecycle: Lifecycle::Live,
         interface: Some("vnet0".parse().unwrap()),

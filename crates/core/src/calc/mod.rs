@@ -35,7 +35,7 @@ use smol_str::SmolStr;
 use crate::model::{
     Cluster, Direction, Endpoint, EndpointId, EndpointKind, Object, Policy, Update,
 };
-use crate::tables::{ClassId, Delta, Phase, Tables};
+use crate::tables::{Binding, ClassId, Delta, Phase, Tables};
 use blocks::Blocks;
 use class::Classes;
 use index::Index;
@@ -269,6 +269,16 @@ impl CalcGraph {
             .take(LEFTOVERS)
             .map(|(address, class)| (*address, *class))
             .collect()
+    }
+
+    /// Whose an address is and where it is bound, as the last flush left it; `None` where it is not to be programmed
+    /// here.
+    pub fn binding(&self, address: IpAddr) -> Option<(&EndpointId, &Binding)> {
+        let local = self.locals.get(&address)?;
+        let [endpoint] = self.index.claimants(address) else {
+            return None;
+        };
+        Some((&endpoint.id, &local.binding))
     }
 
     /// How many classes there are, those included that wait for [`Self::collect`].

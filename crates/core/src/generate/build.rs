@@ -118,6 +118,7 @@ impl World {
                     number: PORT_NUMBERS[usize::from(port.number)],
                 })
                 .collect(),
+            uid: None,
             host_network: spec.sort == Sort::HostNetwork,
             lifecycle: if spec.sort == Sort::Finished {
                 Lifecycle::Finished

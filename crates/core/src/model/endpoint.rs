@@ -59,6 +59,8 @@ pub struct ContainerPort {
 pub struct Endpoint {
     /// Identity.
     pub id: EndpointId,
+    /// Tells a pod from an earlier one of the same name, where the source knows it. Policy does not look at it.
+    pub uid: Option<PodUid>,
     /// Labels that selectors see.
     pub labels: Labels,
     /// Name of the node it runs on, once known.
@@ -81,6 +83,37 @@ impl Endpoint {
     /// Whether it is in pod sets at all: not on the host network and not finished.
     pub fn is_workload(&self) -> bool {
         !self.host_network && self.lifecycle == Lifecycle::Live
+    }
+}
+
+/// The uid of a pod: that of its object, or of a static pod the one that the kubelet made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid([u8; 16]);
+
+/// Why a text is no uid of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pod's uid has 32 hexadecimal digits, with or without dashes")]
+pub struct PodUidError;
+
+impl FromStr for PodUid {
+    type Err = PodUidError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut digits = 0;
+        let mut number = 0_u128;
+        for digit in text.chars().filter(|found| *found != '-') {
+            let value = digit.to_digit(16).ok_or(PodUidError)?;
+            digits += 1;
+            if digits > 32 {
+                return Err(PodUidError);
+            }
+            number = number << 4 | u128::from(value);
+        }
+        if digits == 32 {
+            Ok(Self(number.to_be_bytes()))
+        } else {
+            Err(PodUidError)
+        }
     }
 }
 

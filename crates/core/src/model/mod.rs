@@ -11,7 +11,7 @@ mod selector;
 pub use cluster::{Cluster, Namespace, Node, Object, ObjectKey, Update};
 pub use endpoint::{
     ContainerPort, Endpoint, EndpointId, EndpointKind, InterfaceName, InterfaceNameError,
-    Lifecycle, MacAddress, ObservedInterface,
+    Lifecycle, MacAddress, ObservedInterface, PodUid, PodUidError,
 };
 pub use objects::{Identified, Objects};
 pub use policy::{

@@ -80,6 +80,7 @@ impl Lab {
                 ip(&format!("fd00:10:1::{host}")),
             ],
             ports: Vec::new(),
+            uid: None,
             host_network: false,
             lifecycle: Lifecycle::Live,
             interface: None,
