@@ -345,6 +345,64 @@ fn a_file_half_written_changes_nothing_until_it_is_whole() {
 }
 
 #[test]
+fn a_file_that_is_opened_and_not_written_yet_keeps_its_objects() {
+    let (watched, _) = Watched::start(&[("a.yaml", &(pod("a", 1) + &policy("p", "{}")))]);
+
+    // As `kubectl get ... > a.yaml` does for as long as the answer takes.
+    fs::File::create(watched.path("a.yaml")).unwrap();
+    let empty = watched.next();
+    assert_eq!(show(&empty.updates), Vec::<String>::new());
+    assert_eq!(
+        empty.findings[0].to_string(),
+        format!(
+            "{}: error: the file is empty; what it held stays in force; write it whole, or remove it",
+            watched.path("a.yaml").display()
+        )
+    );
+    watched.write("a.yaml", &pod("a", 2));
+
+    let told = watched.until("+a");
+    assert_eq!(told, [["+a", "-p"]]);
+    watched.write("b.yaml", "");
+    watched.write("c.yaml", &pod("c", 1));
+    watched.until("+c");
+    fs::remove_file(watched.path("c.yaml")).unwrap();
+    let (findings, objects) = loop {
+        let batch = watched.next();
+        if show(&batch.updates) == ["-c"] {
+            break (batch.findings, batch.objects);
+        }
+    };
+    assert_eq!((findings, objects), (Vec::new(), 1));
+}
+
+#[test]
+fn what_a_link_leads_to_may_be_away_for_a_while() {
+    let (watched, _) = Watched::start(&[("z.yaml", &pod("z", 1))]);
+    let volume = tempfile::tempdir().unwrap();
+    let (mounted, away) = (volume.path().join("mounted"), volume.path().join("away"));
+    fs::create_dir(&mounted).unwrap();
+    fs::write(mounted.join("a.yaml"), pod("a", 1)).unwrap();
+    fs::write(mounted.join("b.yaml"), pod("b", 1)).unwrap();
+    symlink(&mounted, watched.path("folder.d")).unwrap();
+    symlink(mounted.join("b.yaml"), watched.path("b.yaml")).unwrap();
+    watched.until("+b");
+
+    fs::rename(&mounted, &away).unwrap();
+    watched.write("z.yaml", &pod("z", 2));
+    symlink("nowhere", watched.path("look")).unwrap();
+    let told = watched.until_state(|state| !state.is_in_sync());
+    assert!(told.iter().all(|update| update == "+z"), "{told:?}");
+    fs::remove_file(watched.path("look")).unwrap();
+    fs::rename(&away, &mounted).unwrap();
+
+    let told = watched.until_state(SourceState::is_in_sync);
+    assert!(told.iter().all(|update| update == "+z"), "{told:?}");
+    fs::remove_file(watched.path("folder.d")).unwrap();
+    assert!(watched.until("-a").concat().contains(&"-a".to_owned()));
+}
+
+#[test]
 fn a_broken_file_is_told_and_mended() {
     let (watched, _) = Watched::start(&[("a.yaml", &policy("p", "{}"))]);
 

@@ -74,6 +74,17 @@ pub(super) fn is_recent(metadata: &Metadata, now: SystemTime) -> bool {
     now.duration_since(changed).is_ok_and(|age| age < TICK) || changed > now
 }
 
+/// What is wrong with a path that [`is_dangling`].
+pub(super) const DANGLING: &str =
+    "the link leads nowhere; bring back what it leads to, or remove it";
+
+/// Whether a link stands here that leads nowhere. What it leads to may be away for a while, like a volume that is not
+/// mounted, so nothing below it is known to be gone.
+pub(super) fn is_dangling(path: &Path) -> bool {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    is_link && fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// What a walk found.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
@@ -128,12 +139,17 @@ fn visit(
         let is_hidden = path
             .file_name()
             .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        if is_hidden || (path.extension().is_some() && !is_manifest(&path) && !path.is_dir()) {
+        let is_foreign = path.extension().is_some() && !is_manifest(&path);
+        if is_hidden || (is_foreign && !path.is_dir() && !is_dangling(&path)) {
             continue;
         }
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
-            // Gone since it was listed, or a link to nowhere: not there.
+            Err(_) if is_dangling(&path) => {
+                listing.unreadable.push((path, DANGLING.to_owned()));
+                continue;
+            }
+            // Gone since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
                 listing.unreadable.push((path, error.to_string()));
@@ -234,7 +250,6 @@ mod tests {
         symlink("..data/c.yaml", path("c.yaml")).unwrap();
         symlink("..", path("sub/loop")).unwrap();
         symlink("sub", path("zub")).unwrap();
-        symlink("nowhere", path("lost.yaml")).unwrap();
 
         let mut directories = Vec::new();
         let listing = walk(root.path(), &mut |path| {
@@ -250,6 +265,20 @@ mod tests {
         assert_eq!(names, [path("a.yaml"), path("c.yaml"), path("sub/b.yaml")]);
         assert_eq!(directories, [root.path().to_path_buf(), path("sub")]);
         assert_eq!(listing.unreadable.len(), 0);
+    }
+
+    #[test]
+    fn a_link_to_nowhere_is_not_taken_for_gone() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["file.yaml", "folder", "folder.d", ".hidden.yaml"] {
+            symlink("nowhere", root.path().join(name)).unwrap();
+        }
+
+        let listing = walk(root.path(), &mut |_| {}).unwrap();
+
+        let expected = ["file.yaml", "folder", "folder.d"]
+            .map(|name| (root.path().join(name), DANGLING.to_owned()));
+        assert_eq!(listing.unreadable, expected);
     }
 
     #[test]

@@ -359,6 +359,14 @@ impl FileSource {
                 },
                 documents.map(FileChange::Read),
             ),
+            Content::Empty(Seen { signature, hash }) => {
+                let before = self.files.get(&name).and_then(|known| known.hash);
+                let known = Known {
+                    signature,
+                    hash: Some(hash),
+                };
+                (known, (before != Some(hash)).then_some(FileChange::Empty))
+            }
             Content::Gone => {
                 self.files.remove(&name)?;
                 return Some((name, FileChange::Gone));

@@ -33,6 +33,8 @@ pub(super) enum FileChange {
     Gone,
     /// It was read.
     Read(Vec<Document>),
+    /// It is there and holds nothing at all.
+    Empty,
     /// It is there but says nothing that can be understood.
     Unreadable(Finding),
 }
@@ -221,6 +223,12 @@ impl Ledger {
                 return None;
             }
             FileChange::Read(documents) => reading::read(name, documents, &old, self.keeps_notes),
+            FileChange::Empty if old.is_empty() => Read::default(),
+            FileChange::Empty => {
+                let message = "the file is empty; what it held stays in force".to_owned();
+                let advice = "write it whole, or remove it";
+                reading::keep(old, Finding::of_file(name, message, advice))
+            }
             FileChange::Unreadable(finding) => reading::keep(old, finding),
         };
         Some(self.enter(name, read, touched))

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use towpath_api::Document;
 
-use super::directory::{Signature, is_recent};
+use super::directory::{DANGLING, Signature, is_dangling, is_recent};
 
 /// Bytes of one file.
 pub(super) const FILE_BYTES: u64 = 8 << 20;
@@ -30,6 +30,8 @@ pub(super) struct ReadFile {
 pub(super) enum Content {
     /// Its documents, or `None` when the text has the hash that was passed in.
     Documents(Seen, Option<Vec<Document>>),
+    /// It is there and holds nothing at all, as every file does between being opened and being written.
+    Empty(Seen),
     /// It is no longer there.
     Gone,
     /// It is there and too large.
@@ -88,10 +90,16 @@ fn read(name: &Arc<str>, known: Option<u64>) -> ReadFile {
             // The time is taken after the read: a write since then has a later stamp.
             let is_settled = !is_recent(&metadata, SystemTime::now());
             let signature = is_settled.then(|| Signature::of(&metadata));
-            let documents = (known != Some(hash)).then(|| towpath_api::read(name, &bytes));
-            Content::Documents(Seen { signature, hash }, documents)
+            let seen = Seen { signature, hash };
+            if bytes.trim_ascii().is_empty() {
+                Content::Empty(seen)
+            } else {
+                let documents = (known != Some(hash)).then(|| towpath_api::read(name, &bytes));
+                Content::Documents(seen, documents)
+            }
         }
         Ok(Err(signature)) => Content::TooLarge(signature),
+        Err(_) if is_dangling(Path::new(&**name)) => Content::Unreadable(DANGLING.to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Gone,
         Err(error) => Content::Unreadable(error.to_string()),
     };
