@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use smol_str::SmolStr;
 
-use crate::json::Fields;
 use crate::fault::Fault;
+use crate::json::Fields;
 
 /// Name of a backend. Flannel compares it in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,11 +18,11 @@ pub enum BackendType {
     HostGateway,
     /// IP-in-IP tunnels.
     Ipip,
-    /// WireGuard tunnels.
+    /// `WireGuard` tunnels.
     WireGuard,
     /// Packets go through a program on each node.
     Udp,
-    /// IPsec.
+    /// `IPsec`.
     Ipsec,
     /// Flannel gives out subnets only; somebody else makes the routes.
     Alloc,
@@ -43,15 +43,51 @@ struct Row {
 }
 
 const ROWS: [Row; 9] = [
-    Row { kind: BackendType::Vxlan, name: "vxlan", overhead: Some(50) },
-    Row { kind: BackendType::HostGateway, name: "host-gw", overhead: Some(0) },
-    Row { kind: BackendType::Ipip, name: "ipip", overhead: Some(20) },
-    Row { kind: BackendType::WireGuard, name: "wireguard", overhead: Some(80) },
-    Row { kind: BackendType::Udp, name: "udp", overhead: Some(28) },
-    Row { kind: BackendType::Ipsec, name: "ipsec", overhead: Some(77) },
-    Row { kind: BackendType::Alloc, name: "alloc", overhead: Some(0) },
-    Row { kind: BackendType::Extension, name: "extension", overhead: None },
-    Row { kind: BackendType::TencentVpc, name: "tencent-vpc", overhead: Some(0) },
+    Row {
+        kind: BackendType::Vxlan,
+        name: "vxlan",
+        overhead: Some(50),
+    },
+    Row {
+        kind: BackendType::HostGateway,
+        name: "host-gw",
+        overhead: Some(0),
+    },
+    Row {
+        kind: BackendType::Ipip,
+        name: "ipip",
+        overhead: Some(20),
+    },
+    Row {
+        kind: BackendType::WireGuard,
+        name: "wireguard",
+        overhead: Some(80),
+    },
+    Row {
+        kind: BackendType::Udp,
+        name: "udp",
+        overhead: Some(28),
+    },
+    Row {
+        kind: BackendType::Ipsec,
+        name: "ipsec",
+        overhead: Some(77),
+    },
+    Row {
+        kind: BackendType::Alloc,
+        name: "alloc",
+        overhead: Some(0),
+    },
+    Row {
+        kind: BackendType::Extension,
+        name: "extension",
+        overhead: None,
+    },
+    Row {
+        kind: BackendType::TencentVpc,
+        name: "tencent-vpc",
+        overhead: Some(0),
+    },
 ];
 
 impl BackendType {
@@ -64,7 +100,7 @@ impl BackendType {
     }
 
     /// Bytes by which Flannel makes the pods' largest packet smaller than that of its own interface; none where only
-    /// the user knows. IPsec over UDP takes eight more.
+    /// the user knows. `IPsec` over UDP takes eight more.
     pub fn overhead(&self) -> Option<u32> {
         row(self).and_then(|row| row.overhead)
     }
@@ -100,14 +136,14 @@ pub enum Backend {
         /// Nodes on the same link are reached without the tunnel.
         direct_routing: bool,
     },
-    /// WireGuard tunnels.
+    /// `WireGuard` tunnels.
     WireGuard(WireGuardOptions),
     /// Packets go through a program on each node.
     Udp {
         /// Its port.
         port: u16,
     },
-    /// IPsec.
+    /// `IPsec`.
     Ipsec {
         /// Packets are put into UDP.
         udp_encapsulation: bool,
@@ -146,7 +182,7 @@ pub struct WireGuardOptions {
     pub mtu: Option<u32>,
 }
 
-/// Which addresses carry WireGuard tunnels.
+/// Which addresses carry `WireGuard` tunnels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WireGuardMode {
     /// Each family by itself.
@@ -209,9 +245,12 @@ impl Backend {
         let Some(fields) = fields else {
             return Self::Udp { port: UDP_PORT };
         };
-        let named = fields.text("Type", "the name of a backend, such as vxlan", faults, |text| {
-            text.parse::<BackendType>().ok()
-        });
+        let named = fields.text(
+            "Type",
+            "the name of a backend, such as vxlan",
+            faults,
+            |text| text.parse::<BackendType>().ok(),
+        );
         match named.unwrap_or_else(|| BackendType::Other(SmolStr::default())) {
             BackendType::Vxlan => Self::Vxlan(vxlan(fields, faults)),
             BackendType::Ipip => Self::Ipip {
@@ -242,7 +281,9 @@ fn vxlan(fields: &Fields<'_>, faults: &mut Vec<Fault>) -> VxlanOptions {
     });
     VxlanOptions {
         vni: vni.unwrap_or(1),
-        port: fields.number("Port", PORT, faults).filter(|port| *port != 0),
+        port: fields
+            .number("Port", PORT, faults)
+            .filter(|port| *port != 0),
         group_policy: fields.flag("GBP", faults).unwrap_or(false),
         learning: fields.flag("Learning", faults).unwrap_or(false),
         direct_routing: fields.flag("DirectRouting", faults).unwrap_or(false),
@@ -251,16 +292,23 @@ fn vxlan(fields: &Fields<'_>, faults: &mut Vec<Fault>) -> VxlanOptions {
 }
 
 fn wireguard(fields: &Fields<'_>, faults: &mut Vec<Fault>) -> WireGuardOptions {
-    let mode = fields.text("Mode", "separate, auto, ipv4 or ipv6", faults, |text| match text {
-        "separate" | "" => Some(WireGuardMode::Separate),
-        "auto" => Some(WireGuardMode::Auto),
-        "ipv4" => Some(WireGuardMode::Ipv4),
-        "ipv6" => Some(WireGuardMode::Ipv6),
-        _ => None,
-    });
+    let mode = fields.text(
+        "Mode",
+        "separate, auto, ipv4 or ipv6",
+        faults,
+        |text| match text {
+            "separate" | "" => Some(WireGuardMode::Separate),
+            "auto" => Some(WireGuardMode::Auto),
+            "ipv4" => Some(WireGuardMode::Ipv4),
+            "ipv6" => Some(WireGuardMode::Ipv6),
+            _ => None,
+        },
+    );
     WireGuardOptions {
         port: fields.number("ListenPort", PORT, faults).unwrap_or(51_820),
-        port_v6: fields.number("ListenPortV6", PORT, faults).unwrap_or(51_821),
+        port_v6: fields
+            .number("ListenPortV6", PORT, faults)
+            .unwrap_or(51_821),
         mode: mode.unwrap_or_default(),
         mtu: fields.number("MTU", MTU, faults).filter(|mtu| *mtu != 0),
     }

@@ -59,14 +59,8 @@ impl Addresses {
     }
 }
 
-fn put<T: PartialEq>(slot: &mut Option<T>, value: T) -> bool {
-    match slot {
-        Some(there) => *there == value,
-        None => {
-            *slot = Some(value);
-            true
-        }
-    }
+fn put<T: PartialEq + Copy>(slot: &mut Option<T>, value: T) -> bool {
+    *slot.get_or_insert(value) == value
 }
 
 /// Whether an address can be that of an interface which others send to.

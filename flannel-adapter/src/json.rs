@@ -24,8 +24,12 @@ impl<'a> Fields<'a> {
             Value::Object(map) => Ok(Self { place, prefix, map }),
             other => Err(Fault::malformed(
                 place,
-                if prefix.is_empty() { "the document" } else { prefix.trim_end_matches('.') },
-                &other.to_string(),
+                if prefix.is_empty() {
+                    "the document"
+                } else {
+                    prefix.trim_end_matches('.')
+                },
+                &shown(other),
                 "a JSON object",
             )),
         }
@@ -53,8 +57,13 @@ impl<'a> Fields<'a> {
         let value = self.value(name, faults)?;
         let read = read(value);
         if read.is_none() {
-            let found = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            faults.push(Fault::malformed(self.place, &self.path(name), &found, wanted));
+            let found = shown(value);
+            faults.push(Fault::malformed(
+                self.place,
+                &self.path(name),
+                &found,
+                wanted,
+            ));
         }
         read
     }
@@ -79,11 +88,16 @@ impl<'a> Fields<'a> {
         wanted: &'static str,
         faults: &mut Vec<Fault>,
     ) -> Option<T> {
-        self.read(name, wanted, faults, |value| T::try_from(value.as_u64()?).ok())
+        self.read(name, wanted, faults, |value| {
+            T::try_from(value.as_u64()?).ok()
+        })
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        let mut named = self.map.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        let mut named = self
+            .map
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name));
         named.any(|(_, value)| !value.is_null())
     }
 
@@ -105,11 +119,23 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Parses a whole document.
+/// Parses a whole document. The text may hold secrets, so a fault tells the place and not the text.
 pub(crate) fn document(place: &str, text: &str) -> Result<Value, Fault> {
     // The parser itself bounds the depth.
-    serde_json::from_str(text)
-        .map_err(|_| Fault::malformed(place, "the document", text, "valid JSON"))
+    serde_json::from_str(text).map_err(|error| {
+        let found = format!("broken at line {} column {}", error.line(), error.column());
+        Fault::malformed(place, "the document", &found, "valid JSON")
+    })
+}
+
+/// A value as a message shows it: lists and objects by their kind only, for they may hold secrets.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
+    }
 }
 
 /// What there is; what is wrong goes to `faults`.

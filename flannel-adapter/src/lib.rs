@@ -7,12 +7,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod annotations;
 pub mod backend;
+pub mod facts;
 mod family;
 mod fault;
+pub mod finding;
 mod json;
+pub mod lease;
 pub mod net_conf;
+mod node;
 pub mod subnet_env;
 
+pub use facts::{FlannelFacts, Inputs, Link};
 pub use family::{Addresses, Networks};
 pub use fault::{Fault, FaultKind, LastGood, Parsed};
+pub use finding::{Finding, Severity};
+pub use node::{NodeFacts, NodeKey, Vtep};

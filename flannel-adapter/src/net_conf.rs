@@ -1,4 +1,4 @@
-//! Flannel's own configuration, `net-conf.json`: a file from a ConfigMap, or a value in etcd.
+//! Flannel's own configuration, `net-conf.json`: a file from a `ConfigMap`, or a value in etcd.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -37,11 +37,14 @@ impl NetConf {
         let mut faults = Vec::new();
         let value = json::kept(json::document(place, text), &mut faults)
             .as_ref()
-            .and_then(|value| json::kept(Fields::of(place, value), &mut faults).map(|fields| {
-                read(place, &fields)
-            }));
+            .and_then(|value| {
+                json::kept(Fields::of(place, value), &mut faults).map(|fields| read(place, &fields))
+            });
         let Some(parsed) = value else {
-            return Parsed { value: None, faults };
+            return Parsed {
+                value: None,
+                faults,
+            };
         };
         faults.extend(parsed.faults);
         Parsed {
@@ -55,12 +58,18 @@ fn read(place: &str, fields: &Fields<'_>) -> Parsed<NetConf> {
     let mut faults = Vec::new();
     let has_ipv4 = fields.flag("EnableIPv4", &mut faults).unwrap_or(true);
     let has_ipv6 = fields.flag("EnableIPv6", &mut faults).unwrap_or(false);
-    let ipv4 = fields.text("Network", "an IPv4 network such as 10.244.0.0/16", &mut faults, |text| {
-        text.parse::<Ipv4Net>().ok()
-    });
-    let ipv6 = fields.text("IPv6Network", "an IPv6 network such as fd00:10:244::/56", &mut faults, |text| {
-        text.parse::<Ipv6Net>().ok()
-    });
+    let ipv4 = fields.text(
+        "Network",
+        "an IPv4 network such as 10.244.0.0/16",
+        &mut faults,
+        |text| text.parse::<Ipv4Net>().ok(),
+    );
+    let ipv6 = fields.text(
+        "IPv6Network",
+        "an IPv6 network such as fd00:10:244::/56",
+        &mut faults,
+        |text| text.parse::<Ipv6Net>().ok(),
+    );
     let mut networks = Networks::default();
     for (is_enabled, name, network) in [
         (has_ipv4, "Network", ipv4.map(IpNet::V4)),

@@ -33,13 +33,21 @@ impl SubnetEnv {
     /// Reads the text of the file at `place`. Unknown lines are left alone.
     pub fn parse(place: &str, text: &str) -> Parsed<Self> {
         let (lines, mut faults) = lines(place, text);
-        let mut reader = Reader { place, lines, faults: &mut faults };
-        let ipv4 = reader.subnet("FLANNEL_SUBNET", "an IPv4 subnet such as 10.244.1.1/24", |text| {
-            text.parse::<Ipv4Net>().ok().map(IpNet::V4)
-        });
-        let ipv6 = reader.subnet("FLANNEL_IPV6_SUBNET", "an IPv6 subnet such as fd00:1::1/64", |text| {
-            text.parse::<Ipv6Net>().ok().map(IpNet::V6)
-        });
+        let mut reader = Reader {
+            place,
+            lines,
+            faults: &mut faults,
+        };
+        let ipv4 = reader.subnet(
+            "FLANNEL_SUBNET",
+            "an IPv4 subnet such as 10.244.1.1/24",
+            |text| text.parse::<Ipv4Net>().ok().map(IpNet::V4),
+        );
+        let ipv6 = reader.subnet(
+            "FLANNEL_IPV6_SUBNET",
+            "an IPv6 subnet such as fd00:1::1/64",
+            |text| text.parse::<Ipv6Net>().ok().map(IpNet::V6),
+        );
         let mut networks = reader.networks("FLANNEL_NETWORK");
         networks.extend(reader.networks("FLANNEL_IPV6_NETWORK"));
         let mut value = Self {
@@ -47,7 +55,8 @@ impl SubnetEnv {
             mtu: reader.required("FLANNEL_MTU", "a number of bytes", |text| {
                 text.parse().ok().filter(|mtu| *mtu > 0)
             }),
-            masquerades: reader.required("FLANNEL_IPMASQ", "true or false", |text| text.parse().ok()),
+            masquerades: reader
+                .required("FLANNEL_IPMASQ", "true or false", |text| text.parse().ok()),
             ..Self::default()
         };
         for subnet in ipv4.into_iter().chain(ipv6) {
@@ -79,7 +88,10 @@ fn lines<'a>(place: &str, text: &'a str) -> (BTreeMap<&'a str, &'a str>, Vec<Fau
             continue;
         };
         let (name, value) = (name.trim(), unquoted(value.trim()));
-        if lines.insert(name, value).is_some_and(|before| before != value) {
+        if lines
+            .insert(name, value)
+            .is_some_and(|before| before != value)
+        {
             faults.push(Fault::repeated(place, name));
         }
     }
@@ -107,7 +119,8 @@ impl Reader<'_> {
         let text = self.lines.get(name)?;
         let value = read(text);
         if value.is_none() {
-            self.faults.push(Fault::malformed(self.place, name, text, wanted));
+            self.faults
+                .push(Fault::malformed(self.place, name, text, wanted));
         }
         value
     }
@@ -137,7 +150,11 @@ impl Reader<'_> {
     fn networks(&mut self, name: &str) -> Vec<IpNet> {
         let text = self.lines.get(name).copied().unwrap_or_default();
         let mut found = Vec::new();
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
             match part.parse::<IpNet>() {
                 Ok(network) => found.push(network.trunc()),
                 Err(_) => self.faults.push(Fault::malformed(
