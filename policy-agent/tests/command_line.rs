@@ -200,6 +200,24 @@ fn lint_exits_with_one_if_there_is_an_error() {
 }
 
 #[test]
+fn lint_names_what_it_ignores() {
+    let other = "apiVersion: v1\nkind: Namepsaces\nmetadata: { name: shop }\n";
+    let directory = directory(&[("base.yaml", BASE), ("other.yaml", other)]);
+
+    let (status, findings, _) = run(&["lint", directory.path().to_str().unwrap(), "-o", "json"]);
+
+    let notes: Vec<_> = findings.as_array().unwrap().iter().collect();
+    assert_eq!((status, notes.len()), (0, 1), "{findings}");
+    assert_eq!(
+        (&notes[0]["severity"], &notes[0]["message"]),
+        (
+            &Value::from("note"),
+            &Value::from("policy does not depend on Namepsaces, so it is ignored")
+        )
+    );
+}
+
+#[test]
 fn render_prints_what_nft_would_load() {
     let closed = directory(&[("base.yaml", BASE), ("closed.yaml", CLOSED)]);
 
@@ -211,6 +229,12 @@ fn render_prints_what_nft_would_load() {
     assert!(output.status.success());
     assert!(text.contains("table inet towpath"), "{text}");
     assert!(text.contains("10.0.0.2"), "{text}");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+
+    let (status, _, remarks) = run(&["render", "--source", &source(&closed), "--node", "nod-a"]);
+
+    let expected = "towpath: no manifest speaks of node \"nod-a\"; check --node\n";
+    assert_eq!((status, remarks.as_str()), (0, expected));
 }
 
 #[test]

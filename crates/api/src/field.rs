@@ -112,6 +112,10 @@ impl<'f> Field<'f> {
 
     /// The error of a value of the wrong type.
     fn wrong(&self, wanted: &str) {
+        // The text ended in an error inside this list or map: that is told, and one error is enough.
+        if self.value.is_broken {
+            return;
+        }
         let found = match &self.value.content {
             Content::List(_) => "this is a list".to_owned(),
             Content::Map(_) => "this is a map".to_owned(),
@@ -304,7 +308,7 @@ fn shorten(text: &str) -> &str {
 
 /// Whether `written` is probably meant to be `name`: equal but for case, one
 /// letter off, or two letters swapped.
-fn is_near(name: &str, written: &str) -> bool {
+pub(crate) fn is_near(name: &str, written: &str) -> bool {
     if name.eq_ignore_ascii_case(written) {
         return true;
     }

@@ -31,10 +31,8 @@ pub(super) fn run(arguments: &LintArguments) -> Result<Exit, CommandError> {
     output.flush()?;
     let Loaded { state, .. } = loaded;
     if let SourceState::NotInSync { reason } = state {
-        let place = directory.display();
-        return Err(CommandError::Failed(format!(
-            "cannot read all of {place}: {reason}"
-        )));
+        let reason = format!("not everything was looked at: {reason}");
+        return Err(CommandError::Failed(reason));
     }
     let has_error = findings
         .iter()

@@ -57,7 +57,8 @@ impl Output {
     /// A writer to standard output.
     pub(super) fn stdout(format: Format) -> Self {
         let stdout = io::stdout();
-        let has_colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let has_colour = stdout.is_terminal() && !is_plain;
         Self {
             writer: Box::new(BufWriter::new(stdout.lock())),
             format,

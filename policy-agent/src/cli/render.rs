@@ -13,7 +13,7 @@ use towpath_dataplane::nft::TableFlags;
 use super::arguments::SourceLocation;
 use super::error::{CommandError, Exit};
 use super::output::{Format, Output};
-use super::{OutputArguments, world};
+use super::{OutputArguments, remark, world};
 use crate::agent::backend::layout_options;
 use crate::agent::config::{Config, Flags};
 use crate::layout::NodeFacts;
@@ -64,7 +64,15 @@ pub(super) fn run(arguments: &RenderArguments) -> Result<Exit, CommandError> {
         .source
         .as_ref()
         .expect("a loaded configuration has a source");
-    let rendered = render(world::load(source)?, &config)?;
+    let cluster = world::load(source)?;
+    let is_known = cluster.nodes.contains_key(config.node.as_str());
+    let rendered = render(cluster, &config)?;
+    if !is_known && rendered.placeholders.is_empty() {
+        let node = &config.node;
+        remark(&format!(
+            "towpath: no manifest speaks of node {node:?}; check --node"
+        ));
+    }
     let mut output = Output::stdout(arguments.output.format);
     if arguments.output.format == Format::Table {
         print_head(&rendered, &mut output)?;

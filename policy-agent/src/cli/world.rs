@@ -20,9 +20,7 @@ pub(super) fn load(source: &SourceLocation) -> Result<Cluster, CommandError> {
     }
     if let SourceState::NotInSync { reason } = state {
         if cluster == Cluster::default() {
-            return Err(CommandError::Failed(format!(
-                "cannot read {source}: {reason}"
-            )));
+            return Err(CommandError::Failed(reason));
         }
         remark(&format!("towpath: {source} is incomplete: {reason}"));
     }

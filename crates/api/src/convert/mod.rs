@@ -17,7 +17,7 @@ use towpath_core::model::{
 };
 
 use crate::fault::{Fault, Faults, Severity, quote};
-use crate::field::{Field, Fields};
+use crate::field::{Field, Fields, is_near};
 use crate::outcome::{BadObject, Identity, Kind, Outcome, show_kind};
 use crate::value::{Content, Value};
 use crate::yaml::SyntaxError;
@@ -239,15 +239,29 @@ fn recognise(root: &Field<'_>) -> Recognised {
         root.error(format!("{name} is not enforced by towpath"), *advice);
         return Recognised::Ignored(written.to_owned());
     }
-    match Kind::ALL
-        .into_iter()
-        .find(|kind| kind.name().eq_ignore_ascii_case(written))
-    {
+    match find_kind(written, version.flatten()) {
         None => Recognised::Ignored(show_kind(written)),
         // A version of the wrong type is reported already.
         Some(kind) if version == Some(None) => Recognised::Ours(kind),
         Some(kind) => recognise_version(&fields, root, kind, written, version.flatten()),
     }
+}
+
+/// The kind of this name, or in its group the one that was probably meant: a policy with a slip in its kind must not
+/// be left out in silence.
+fn find_kind(written: &str, version: Option<&str>) -> Option<Kind> {
+    let is_same = |kind: &Kind| kind.name().eq_ignore_ascii_case(written);
+    let is_meant = |kind: &Kind| {
+        is_near(kind.name(), written)
+            && version.is_some_and(|version| group(version) == group(kind.api_version()))
+    };
+    let mut kinds = Kind::ALL.into_iter();
+    kinds.clone().find(is_same).or_else(|| kinds.find(is_meant))
+}
+
+/// The group of an `apiVersion`.
+fn group(version: &str) -> Option<&str> {
+    version.split_once('/').map(|(group, _)| group)
 }
 
 /// One of our kinds, at least by name. Other groups have kinds of the same names.
@@ -270,7 +284,6 @@ fn recognise_version(
     if version == kind.api_version() && written == kind.name() {
         return Recognised::Ours(kind);
     }
-    let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned());
     let is_ours = group(version) == group(kind.api_version())
         || (kind == Kind::NetworkPolicy && version.starts_with("extensions/"));
     if !is_ours {

@@ -179,6 +179,35 @@ fn kinds_that_policy_does_not_depend_on_are_ignored() {
 }
 
 #[test]
+fn a_policy_with_a_slip_in_its_kind_is_not_left_out() {
+    let bad = bad(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: a}\nspec: {podSelector: {}}",
+    );
+
+    assert_eq!(
+        bad.faults.iter().map(show).collect::<Vec<_>>(),
+        ["1 error: the kind \"NetworkPolcy\" does not exist; did you mean NetworkPolicy?"]
+    );
+    assert!(bad.stand_in.is_some());
+}
+
+#[test]
+fn a_text_that_ends_inside_a_field_is_one_error() {
+    for text in [
+        "kind: [open\n",
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: [a\n",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: [x\n",
+    ] {
+        let faults = bad(text).faults;
+        let shown: Vec<_> = faults.iter().map(show).collect();
+        assert!(
+            matches!(&shown[..], [fault] if fault.contains("not valid YAML")),
+            "{text}: {shown:?}"
+        );
+    }
+}
+
+#[test]
 fn policies_of_others_are_not_taken_for_enforced() {
     for (text, message) in [
         (

@@ -136,7 +136,12 @@ impl<'a> Reading<'a> {
                 let state = State::Good(meaning_of(&object));
                 self.claim(Claim { key, state, line }, Some(Box::new(object)));
             }
-            Outcome::Ignored { remarks, .. } => self.tell(remarks, line, || None),
+            Outcome::Ignored { kind, mut remarks } => {
+                if remarks.is_empty() && self.keeps_notes {
+                    remarks.push(ignored(&kind, line));
+                }
+                self.tell(remarks, line, || None);
+            }
             Outcome::Bad(bad) => {
                 if let Some((key, state, stand_in)) = self.read_bad(&bad) {
                     self.claim(Claim { key, state, line }, stand_in);
@@ -226,6 +231,17 @@ impl<'a> Reading<'a> {
             }
         }
         self.read
+    }
+}
+
+/// What to say about an object of a kind that is not read.
+fn ignored(kind: &str, line: u32) -> Fault {
+    Fault {
+        severity: Severity::Note,
+        path: "kind".to_owned(),
+        line,
+        message: format!("policy does not depend on {kind}, so it is ignored"),
+        advice: "correct the kind, if another was meant".to_owned(),
     }
 }
 
