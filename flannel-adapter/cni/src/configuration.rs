@@ -201,7 +201,7 @@ mod tests {
         );
         for (text, code) in [
             ("", Code::Undecodable),
-            ("[]", Code::Undecodable),
+            ("[7]", Code::Undecodable),
             (r#"{"cniVersion":7}"#, Code::Undecodable),
             ("{}", Code::IncompatibleVersion),
             (r#"{"cniVersion":"0.2.0"}"#, Code::IncompatibleVersion),

@@ -49,11 +49,7 @@ struct Json<'a> {
 }
 
 impl CniError {
-    pub(crate) fn new(
-        code: Code,
-        message: impl Into<String>,
-        details: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn new(code: Code, message: impl Into<String>, details: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),

@@ -109,9 +109,7 @@ impl PodName {
         Ok(Self {
             namespace: checked("K8S_POD_NAMESPACE", namespace)?,
             name: checked("K8S_POD_NAME", name)?,
-            uid: uid
-                .filter(|uid| is_object_name(uid))
-                .map(str::to_owned),
+            uid: uid.filter(|uid| is_object_name(uid)).map(str::to_owned),
         })
     }
 }
@@ -128,7 +126,9 @@ pub(crate) fn is_container_id(text: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric();
     text.len() <= MOST_ID
         && text.starts_with(is_plain)
-        && text.chars().all(|c| is_plain(c) || matches!(c, '.' | '_' | '-'))
+        && text
+            .chars()
+            .all(|c| is_plain(c) || matches!(c, '.' | '_' | '-'))
 }
 
 pub(crate) fn is_interface_name(text: &str) -> bool {

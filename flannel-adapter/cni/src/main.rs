@@ -18,7 +18,6 @@ use std::process::ExitCode;
 
 use error::CniError;
 use verbs::Said;
-use version::Version;
 
 /// More than any network configuration with its result has, and little enough to hold.
 const MOST_INPUT: u64 = 1 << 20;

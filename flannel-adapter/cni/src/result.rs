@@ -108,7 +108,11 @@ fn parse(text: &str) -> Result<IpAddr, CniError> {
     let most = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
     let parsed: Option<IpAddr> = address.parse().ok();
     parsed
-        .filter(|address| length.parse::<u8>().is_ok_and(|length| length <= most(address)))
+        .filter(|address| {
+            length
+                .parse::<u8>()
+                .is_ok_and(|length| length <= most(address))
+        })
         .ok_or_else(|| {
             let text: String = text.chars().take(64).collect();
             CniError::configuration(format!("prevResult has {text:?}, which is no address"))
@@ -206,7 +210,7 @@ mod tests {
             r#"{"ips":[{"address":"nowhere"}]}"#,
             r#"{"ips":[{"address":"10.0.0.1/33"}]}"#,
             r#"{"ips":[{}]}"#,
-            r#"{"interfaces":[[]]}"#,
+            r#"{"interfaces":[7]}"#,
         ] {
             assert!(read(text, Version::V1_0_0).is_err(), "{text}");
         }
