@@ -282,6 +282,23 @@ fn all_faults_of_a_configuration_are_printed() {
 }
 
 #[test]
+fn every_key_of_the_configuration_is_documented() {
+    let directory = directory(&[("agent.yaml", "frobnicate: x\n")]);
+    let file = directory.path().join("agent.yaml");
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/command-line.md");
+    let guide = fs::read_to_string(guide).unwrap();
+
+    let (_, _, remarks) = run(&["agent", "--config", file.to_str().unwrap()]);
+
+    let (_, keys) = remarks.split_once("the keys are ").unwrap();
+    let keys = keys.lines().next().unwrap().split(", ");
+    let missing: Vec<_> = keys
+        .filter(|key| !guide.contains(&format!("\n{key}: ")))
+        .collect();
+    assert_eq!(missing, Vec::<&str>::new());
+}
+
+#[test]
 fn status_without_an_agent_says_so() {
     let directory = directory(&[]);
     let socket = directory.path().join("towpath.sock");

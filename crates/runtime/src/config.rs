@@ -3,6 +3,7 @@
 //! A table of [`Setting`]s drives both layers, so that a key of the file, its variable and its parser stand in one
 //! place. All faults are collected and reported at once, each with its place.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -70,13 +71,7 @@ pub fn layer<C>(
         let Some(text) = variable(setting.variable) else {
             continue;
         };
-        let value = value_of_variable(&text);
-        if let Err(message) = (setting.set)(config, value) {
-            faults.push(Fault {
-                place: setting.variable.to_owned(),
-                message,
-            });
-        }
+        faults.extend(lay_variable(config, setting, &text));
     }
     faults
 }
@@ -92,7 +87,11 @@ pub fn layer_text<C>(
     if text.trim().is_empty() {
         return faults;
     }
-    let entries = match serde_saphyr::from_str::<Option<Entries>>(text) {
+    let options = serde_saphyr::options! {
+        // A key that stands twice is told below, like every other fault.
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
+    };
+    let entries = match serde_saphyr::from_str_with_options::<Option<Entries>>(text, options) {
         Ok(entries) => entries.map(|entries| entries.0).unwrap_or_default(),
         Err(error) => {
             let place = error.location().map_or_else(
@@ -103,10 +102,16 @@ pub fn layer_text<C>(
             return vec![Fault { place, message }];
         }
     };
+    let mut lines = BTreeMap::new();
     for (key, value) in entries {
         let at = key.referenced;
         let place = format!("{name}:{}:{}", at.line(), at.column());
+        let first = lines.get(&key.value).copied();
+        lines.entry(key.value.clone()).or_insert(at.line());
         let outcome = match settings.iter().find(|setting| setting.key == key.value) {
+            Some(_) if let Some(line) = first => {
+                Err(format!("{}: stands twice, first on line {line}", key.value))
+            }
             Some(setting) => {
                 (setting.set)(config, value).map_err(|error| format!("{}: {error}", key.value))
             }
@@ -123,9 +128,19 @@ pub fn put<T: DeserializeOwned>(field: &mut T, value: Value) -> Result<(), Strin
     Ok(())
 }
 
-/// A variable holds a YAML value: a scalar, or a list in brackets. What is no YAML is taken as text.
-fn value_of_variable(text: &str) -> Value {
-    serde_saphyr::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+/// A variable holds a YAML value: a scalar, or a list in brackets. What the setting does not take so is taken as text:
+/// a node may be called 123. An empty variable that the setting does not take counts as not set.
+fn lay_variable<C>(config: &mut C, setting: &Setting<C>, text: &str) -> Option<Fault> {
+    let as_text = || Value::String(text.to_owned());
+    let value = serde_saphyr::from_str(text).unwrap_or_else(|_| as_text());
+    let error = (setting.set)(config, value).err()?;
+    if text.is_empty() || (setting.set)(config, as_text()).is_ok() {
+        return None;
+    }
+    Some(Fault {
+        place: setting.variable.to_owned(),
+        message: error,
+    })
 }
 
 fn unknown_key<C>(key: &str, settings: &[Setting<C>]) -> String {
@@ -262,13 +277,39 @@ mod tests {
     }
 
     #[test]
-    fn a_number_in_a_variable_is_a_number() {
+    fn a_key_that_stands_twice_is_a_fault() {
         let mut config = Config::default();
 
-        let faults = layer(&mut config, SETTINGS, None, |name| {
-            (name == "X_GROUP").then(|| "12".to_owned())
-        });
+        let faults = layer_text(&mut config, SETTINGS, "agent.yaml", "name: a\nname: b\n");
 
-        assert_eq!((faults.len(), config.group), (0, 12));
+        let message = "name: stands twice, first on line 1".to_owned();
+        let place = "agent.yaml:2:1".to_owned();
+        assert_eq!(faults, [Fault { place, message }]);
+    }
+
+    #[test]
+    fn a_variable_is_what_its_setting_takes() {
+        let lay = |variables: &'static [(&str, &str)]| {
+            let mut config = Config::default();
+            let faults = layer(&mut config, SETTINGS, None, |name| {
+                let (_, text) = variables.iter().find(|(known, _)| *known == name)?;
+                Some((*text).to_owned())
+            });
+            (config, faults)
+        };
+
+        let (config, faults) = lay(&[("X_GROUP", "12"), ("X_NAME", "34"), ("X_BRIDGES", "[a]")]);
+        let expected = Config {
+            bridges: vec!["a".to_owned()],
+            group: 12,
+            name: "34".to_owned(),
+        };
+        assert_eq!((config, faults), (expected, vec![]));
+
+        let (config, faults) = lay(&[("X_GROUP", ""), ("X_NAME", "")]);
+        assert_eq!((config, faults), (Config::default(), vec![]));
+
+        let (_, faults) = lay(&[("X_GROUP", "many")]);
+        assert_eq!(faults.len(), 1, "{faults:?}");
     }
 }
