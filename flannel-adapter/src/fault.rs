@@ -107,10 +107,19 @@ impl<T> Parsed<T> {
 }
 
 /// The last version of an input with which nothing was wrong: a bad one never replaces it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastGood<T> {
     good: Option<T>,
     faults: Vec<Fault>,
+}
+
+impl<T> Default for LastGood<T> {
+    fn default() -> Self {
+        Self {
+            good: None,
+            faults: Vec::new(),
+        }
+    }
 }
 
 impl<T> LastGood<T> {

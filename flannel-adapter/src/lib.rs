@@ -9,6 +9,7 @@
 
 pub mod annotations;
 pub mod backend;
+pub mod etcd;
 pub mod facts;
 mod family;
 mod fault;
