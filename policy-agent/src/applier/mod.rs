@@ -252,18 +252,12 @@ impl Applier {
             return;
         }
         let phase = job.phases.pop_front().unwrap_or_default();
-        let mut rendered = render::phase(&self.tables, &phase);
+        let rendered = render::phase(&self.tables, &phase);
         self.tables.apply(&phase);
-        let follows = job.facts_changed
-            || !phase.bindings.is_empty()
-            || !phase.pod_networks.is_empty()
-            || !phase.ingress.state.is_empty();
-        job.facts_changed = false;
-        if follows {
-            let new = render::fact_sets(&self.tables, &self.facts);
-            rendered = rendered.with_facts(&self.fact_sets, &new);
-            self.fact_sets = new;
-        }
+        let are_facts_stale =
+            std::mem::take(&mut job.facts_changed) || !phase.pod_networks.is_empty();
+        let facts = are_facts_stale.then_some(&self.facts);
+        let rendered = rendered.with_facts(&mut self.fact_sets, &self.tables, &phase, facts);
         rendered.count(&mut self.counts);
         if self.capacities.hold(&self.counts) {
             job.batch = Some(rendered.finish());

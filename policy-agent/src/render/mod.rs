@@ -70,9 +70,15 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// Adds the changes of facts and of what follows from them.
-    pub fn with_facts(mut self, old: &FactSets, new: &FactSets) -> Self {
-        facts::changes(old, new, &mut self.batch);
+    /// Brings `sets` up to date with `phase`, which `tables` contain already, and with new facts, and adds what changes.
+    pub fn with_facts(
+        mut self,
+        sets: &mut FactSets,
+        tables: &Tables,
+        phase: &Phase,
+        facts: Option<&NodeFacts>,
+    ) -> Self {
+        sets.follow(tables, phase, facts, &mut self.batch);
         self
     }
 
@@ -116,12 +122,11 @@ pub fn all_elements(tables: &Tables, facts: &FactSets) -> BTreeMap<SetId, Vec<El
     elements::all(tables, &mut |set, element| {
         all.entry(set).or_default().push(element);
     });
-    for (set, keys) in facts.sets() {
-        let elements = keys.iter().map(|key| Element {
+    for (set, key) in facts.entries() {
+        all.entry(set).or_default().push(Element {
             key: key.clone(),
             value: None,
         });
-        all.entry(set).or_default().extend(elements);
     }
     all
 }

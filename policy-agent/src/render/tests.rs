@@ -431,6 +431,35 @@ proptest! {
     }
 
     #[test]
+    fn facts_follow_as_if_they_were_made_anew(
+        states in vec((tables(), facts()), 2..5),
+        seen in vec(any::<bool>(), 5),
+    ) {
+        let ((mut tables, mut facts), rest) = states.split_first().map(|(first, rest)| (first.clone(), rest)).unwrap();
+        let mut sets = fact_sets(&tables, &facts);
+        for ((next, new_facts), are_new) in rest.iter().zip(seen) {
+            let change = phase_between(&tables, next);
+            let are_new = are_new || !change.pod_networks.is_empty();
+            if are_new {
+                facts = new_facts.clone();
+            }
+            let old = all_elements(&tables, &sets);
+            tables = next.clone();
+            let told = are_new.then_some(&facts);
+            let rendered = phase(&Tables::default(), &Phase::default()).with_facts(&mut sets, &tables, &change, told);
+
+            prop_assert_eq!(&sets, &fact_sets(&tables, &facts));
+            let is_fact = |set: &SetId| all_elements(&Tables::default(), &sets).contains_key(set);
+            let mut counts: Counts = old.iter().map(|(set, elements)| (*set, elements.len())).collect();
+            rendered.count(&mut counts);
+            let new = all_elements(&tables, &sets);
+            for (set, elements) in new.iter().filter(|(set, _)| is_fact(set)) {
+                prop_assert_eq!(counts.get(set), Some(&elements.len()));
+            }
+        }
+    }
+
+    #[test]
     fn a_phase_touches_only_what_changes(old in tables(), new in tables()) {
         let there = phase(&old, &phase_between(&old, &old)).finish();
         let back = phase(&new, &phase_between(&new, &new)).finish();
@@ -562,11 +591,8 @@ fn multicast_reaches_ports_of_open_endpoints_only() {
 
     let sets = fact_sets(&tables, &NodeFacts::default());
 
-    let open = sets
-        .sets()
-        .find(|(set, _)| *set == SetId::OpenPorts)
-        .unwrap()
-        .1;
+    let is_open_port = |(set, _): &(SetId, &SetKey)| *set == SetId::OpenPorts;
+    let open: Vec<_> = sets.entries().filter(is_open_port).collect();
     let key = SetKey::Exact(vec![Value::Interface("open".into())]);
-    assert_eq!(open.iter().collect::<Vec<_>>(), [&key]);
+    assert_eq!(open, [(SetId::OpenPorts, &key)]);
 }
