@@ -5,48 +5,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::cidr::Partition;
-use super::class::is_nothing;
-use super::compile::{Claimant, Signature};
+use super::compile::Claimant;
 use super::local::{Local, Reader, Resolved};
-use super::matcher::{Matcher, MatcherChanges, Met, is_served};
+use super::matcher::MatcherChanges;
+use super::moves::{Moves, Target};
 use super::side::Rewritten;
 use super::transition::{Step, Written};
-use super::{CalcGraph, Dirty, endpoints_of};
-use crate::model::{Direction, Endpoint, NamespaceMatch};
+use super::{CalcGraph, Dirty};
+use crate::model::Direction;
 use crate::tables::{ClassId, Delta, Phase};
-
-/// Where an address or block goes: first to a class with copies of its old verdicts, then to its own.
-#[derive(Clone, Copy, Debug)]
-struct Target {
-    first: ClassId,
-    last: ClassId,
-}
-
-/// An address that may have another class.
-struct Touched {
-    address: IpAddr,
-    old: ClassId,
-    /// Whether that class is its own, not its block's.
-    is_own: bool,
-    signature: Signature,
-}
-
-/// The classes that one flush hands out.
-#[derive(Debug, Default)]
-struct Moves {
-    /// Two steps: rules change while addresses change class.
-    in_two_steps: bool,
-    /// The class for an old class and a new one, and so which class was copied.
-    assigned: FxHashMap<(ClassId, ClassId), ClassId>,
-    /// Class whose verdicts each of these copies.
-    sources: BTreeMap<ClassId, ClassId>,
-    /// Classes that did not exist before, or meant something else.
-    fresh: Vec<ClassId>,
-    peers: Vec<(IpAddr, Target)>,
-}
 
 /// What was written of the touched local addresses, ingress and egress.
 type Before = FxHashMap<IpAddr, [Arc<Written>; 2]>;
@@ -69,7 +39,10 @@ impl CalcGraph {
         if !dropped.is_empty() {
             self.classes.forget(&dropped);
         }
-        let partition = self.mark_met(&changes, &mut dirty);
+        let gains = self.mark_met(&changes, &mut dirty);
+        let partition = changes
+            .concern_blocks()
+            .then(|| Partition::new(self.matchers.networks()));
         let rules_change = next.iter().any(|(address, new)| {
             let old = self.locals.get(address).map(|local| local.sides);
             matches!((old, new), (Some(old), Some(new)) if {
@@ -77,7 +50,7 @@ impl CalcGraph {
                 (0..2).any(|index| *rules(index) != new.rules[index])
             })
         });
-        let mut moves = self.find_moves(&dirty, partition.as_ref(), rules_change);
+        let mut moves = self.find_moves(&dirty, gains, partition.as_ref(), rules_change);
         let mut phases = Vec::new();
         let overlaps = partition
             .as_ref()
@@ -144,188 +117,6 @@ impl CalcGraph {
             }
         }
         next
-    }
-
-    /// Marks every address that a new matcher meets, and what lies in blocks that come or go; the new partition when
-    /// blocks changed.
-    fn mark_met(&self, changes: &MatcherChanges, dirty: &mut Dirty) -> Option<Partition> {
-        for matcher in &changes.added {
-            match &**matcher {
-                Matcher::Workloads {
-                    namespaces, pods, ..
-                } => {
-                    self.mark_workloads(namespaces, &mut dirty.peers, |e| pods.matches(&e.labels));
-                }
-                Matcher::Serving(served) => {
-                    let endpoints = self.cluster.endpoints.values();
-                    let met = endpoints.filter(|endpoint| is_served(endpoint, served));
-                    dirty
-                        .peers
-                        .extend(met.flat_map(|endpoint| &endpoint.addresses));
-                }
-                Matcher::Nodes(_) => dirty.peers.extend(self.index.node_addresses()),
-                Matcher::Network { .. } => {}
-            }
-        }
-        let dropped = changes.dropped.iter().map(|(_, matcher)| matcher);
-        let mut is_changed = false;
-        for matcher in changes.added.iter().chain(dropped) {
-            if let Matcher::Network { cidr, .. } = &**matcher {
-                dirty.peers.extend(self.index.addresses_in(cidr));
-                is_changed = true;
-            }
-        }
-        is_changed.then(|| Partition::new(self.matchers.networks()))
-    }
-
-    fn mark_workloads(
-        &self,
-        namespaces: &NamespaceMatch,
-        peers: &mut FxHashSet<IpAddr>,
-        is_met: impl Fn(&Endpoint) -> bool,
-    ) {
-        for namespace in self.cluster.namespaces_matching(namespaces) {
-            let endpoints = endpoints_of(&self.cluster, &namespace.name);
-            let met = endpoints.filter(|endpoint| is_met(endpoint));
-            peers.extend(met.flat_map(|endpoint| &endpoint.addresses));
-        }
-        // Workloads of unknown namespaces are met perhaps, whatever they are.
-        for endpoint in self.index.homeless(&self.cluster) {
-            peers.extend(endpoint.addresses.iter().copied());
-        }
-    }
-
-    /// The touched addresses with their new classes. Marks those that only change how they are written, too.
-    fn find_moves(
-        &mut self,
-        dirty: &Dirty,
-        partition: Option<&Partition>,
-        rules_change: bool,
-    ) -> Moves {
-        let mut moves = Moves {
-            in_two_steps: rules_change,
-            ..Moves::default()
-        };
-        let partition = partition.unwrap_or(self.blocks.partition());
-        let mut met = Met::default();
-        let touched = dirty.peers.iter().map(|address| {
-            let own = self.peer_class.get(address).copied();
-            Touched {
-                address: *address,
-                old: own.unwrap_or_else(|| self.blocks.class_of(*address)),
-                is_own: own.is_some(),
-                signature: self.signature(*address, partition, &mut met),
-            }
-        });
-        let touched: Vec<Touched> = touched.collect();
-        moves.fresh = self.rename_classes(&touched);
-        for touched in touched {
-            let target = self.target(&mut moves, touched.old, &touched.signature);
-            moves.peers.push((touched.address, target));
-        }
-        moves
-    }
-
-    /// A class all of whose members get the same new signature keeps its number, and no member moves; returns these
-    /// classes. So a rule about a whole namespace costs an element per class, not per address.
-    fn rename_classes(&mut self, touched: &[Touched]) -> Vec<ClassId> {
-        let mut leaving: FxHashMap<(ClassId, &Signature), u64> = FxHashMap::default();
-        for touched in touched.iter().filter(|touched| touched.is_own) {
-            *leaving
-                .entry((touched.old, &touched.signature))
-                .or_default() += 1;
-        }
-        let all = leaving.into_iter().filter(|((old, signature), count)| {
-            *count == self.classes.members(*old)
-                && !is_nothing(signature)
-                && !self.classes.is_known(signature)
-        });
-        let mut all: Vec<_> = all.collect();
-        // Of several classes with one new signature the largest keeps its number.
-        all.sort_unstable_by_key(|((old, _), count)| (std::cmp::Reverse(*count), *old));
-        let mut renamed = Vec::new();
-        for ((old, signature), _) in all {
-            if !self.classes.is_known(signature) {
-                self.classes.rename(old, signature);
-                renamed.push(old);
-            }
-        }
-        renamed
-    }
-
-    /// The classes for something that has class `old` and now this signature.
-    fn target(&mut self, moves: &mut Moves, old: ClassId, signature: &Signature) -> Target {
-        if self.classes.signature(old) == Some(signature) && !is_nothing(signature) {
-            return Target {
-                first: old,
-                last: old,
-            };
-        }
-        let (last, is_new) = self.classes.canonical(signature);
-        if is_new {
-            moves.fresh.push(last);
-        }
-        if !moves.in_two_steps {
-            return Target { first: last, last };
-        }
-        if self.classes.are_alike(old, last) {
-            // What told them apart goes with the old rules; until then the old class has the old verdicts.
-            return Target { first: old, last };
-        }
-        let first = *moves.assigned.entry((old, last)).or_insert_with(|| {
-            let class = if is_new {
-                last
-            } else {
-                self.classes.fresh(signature)
-            };
-            moves.sources.insert(class, old);
-            class
-        });
-        if first != last && !moves.fresh.contains(&first) {
-            moves.fresh.push(first);
-        }
-        Target { first, last }
-    }
-
-    /// What an address meets.
-    fn signature<'a>(
-        &'a self,
-        address: IpAddr,
-        partition: &Partition,
-        known: &mut Met<'a>,
-    ) -> Signature {
-        let mut common: Claimant = partition
-            .matchers(address)
-            .iter()
-            .map(|id| (*id, true))
-            .collect();
-        for name in self.index.nodes(address) {
-            if let Some(node) = self.cluster.nodes.get(name) {
-                self.matchers.of_node(&node.labels, &mut common);
-            }
-        }
-        let mut claimant = |endpoint: Option<&'a Endpoint>| {
-            let mut met = common.clone();
-            if let Some(endpoint) = endpoint {
-                let is_known = self.index.is_namespace_known(&endpoint.id.namespace);
-                self.matchers
-                    .of_workload(endpoint, is_known, known, &mut met);
-            }
-            met.sort_unstable();
-            met.dedup();
-            met
-        };
-        let claimants = self.index.claimants(address);
-        if claimants.is_empty() {
-            return vec![claimant(None)];
-        }
-        let mut signature: Signature = claimants
-            .iter()
-            .map(|endpoint| claimant(Some(endpoint)))
-            .collect();
-        signature.sort_unstable();
-        signature.dedup();
-        signature
     }
 
     /// First step: what moves gets classes with copies of its old verdicts.

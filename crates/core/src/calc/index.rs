@@ -19,6 +19,8 @@ use crate::model::{
 pub(super) struct Index {
     /// Sorted, for the question who lies in a block.
     claims: BTreeMap<IpAddr, Vec<Arc<Endpoint>>>,
+    /// Addresses with more than one claim.
+    contested: FxHashSet<IpAddr>,
     shown: FxHashMap<IpAddr, Vec<u32>>,
     nodes: BTreeMap<IpAddr, Vec<SmolStr>>,
     bound: FxHashMap<InterfaceName, Vec<EndpointId>>,
@@ -75,6 +77,9 @@ impl Index {
             let position = claims.partition_point(|other| other.id < endpoint.id);
             claims.reserve_exact(1);
             claims.insert(position, endpoint.clone());
+            if claims.len() > 1 {
+                self.contested.insert(*address);
+            }
         }
         if let Some(interface) = &endpoint.interface {
             add(
@@ -116,6 +121,9 @@ impl Index {
         for address in &endpoint.addresses {
             if let Some(claims) = self.claims.get_mut(address) {
                 claims.retain(|other| other.id != endpoint.id);
+                if claims.len() < 2 {
+                    self.contested.remove(address);
+                }
                 if claims.is_empty() {
                     self.claims.remove(address);
                 }
@@ -180,6 +188,11 @@ impl Index {
     /// The live workloads that list an address.
     pub(super) fn claimants(&self, address: IpAddr) -> &[Arc<Endpoint>] {
         self.claims.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether more than one live workload lists an address.
+    pub(super) fn is_contested(&self, address: IpAddr) -> bool {
+        self.contested.contains(&address)
     }
 
     /// The interfaces that show an address.

@@ -36,7 +36,7 @@ pub(super) enum Matcher {
 /// A change of the set of matchers in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MatcherChanges {
-    pub(super) added: Vec<Arc<Matcher>>,
+    pub(super) added: Vec<(MatcherId, Arc<Matcher>)>,
     pub(super) dropped: Vec<(MatcherId, Arc<Matcher>)>,
 }
 
@@ -46,6 +46,12 @@ impl MatcherChanges {
         let mut ids: Vec<MatcherId> = self.dropped.iter().map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// Whether blocks come or go.
+    pub(super) fn concern_blocks(&self) -> bool {
+        let mut all = self.added.iter().chain(&self.dropped);
+        all.any(|(_, matcher)| matches!(**matcher, Matcher::Network { .. }))
     }
 }
 
@@ -115,7 +121,7 @@ impl Matchers {
             Matcher::Nodes(_) => self.nodes.push(id),
             Matcher::Network { .. } => {}
         }
-        changes.added.push(matcher.clone());
+        changes.added.push((id, matcher.clone()));
         self.numbers.insert(matcher.clone(), id);
         self.entries.insert(
             id,

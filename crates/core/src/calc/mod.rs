@@ -20,6 +20,7 @@ mod flush;
 mod index;
 mod local;
 mod matcher;
+mod moves;
 mod pool;
 mod port_space;
 mod side;
