@@ -48,7 +48,7 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
         chains.push(profile_end_chain(direction));
         for version in IpVersion::ALL {
             chains.push(look_ups(direction, version));
-            chains.push(judge(direction, version));
+            chains.extend(judge(direction, version));
         }
     }
     chains.push(regular("encapsulation", encapsulation()));
@@ -228,12 +228,36 @@ fn known(direction: Direction, version: IpVersion) -> Rule {
 }
 
 /// Judges a packet of a restricted endpoint. `meta priority` carries the class in between.
-fn judge(direction: Direction, version: IpVersion) -> ChainLayout {
+fn judge(direction: Direction, version: IpVersion) -> [ChainLayout; 2] {
+    let look_up = || {
+        [
+            RuleBuilder::new().verdict(RuleVerdict::Jump(look_ups_name(direction, version))),
+            RuleBuilder::new().reset_class(),
+        ]
+    };
+    // New packets, which are nearly all, pass one test of their state.
+    let odd = Statement::CT_RELATED | Statement::CT_INVALID;
+    let first = RuleBuilder::new()
+        .ct_state(odd)
+        .verdict(RuleVerdict::Goto(odd_state_name(direction, version)));
+    let mut odd_rules = odd_state(version);
+    odd_rules.extend(look_up());
+    [
+        chain_of(
+            judge_name(direction, version),
+            std::iter::once(first).chain(look_up()).collect(),
+        ),
+        chain_of(odd_state_name(direction, version), odd_rules),
+    ]
+}
+
+/// Errors about a connection pass; what belongs to none and begins none does not.
+fn odd_state(version: IpVersion) -> Vec<Rule> {
     let protocol = match version {
         IpVersion::V4 => ICMP,
         IpVersion::V6 => ICMPV6,
     };
-    let rules = vec![
+    vec![
         RuleBuilder::new()
             .ct_state(Statement::CT_RELATED)
             .is(Field::L4Proto, Value::U8(protocol))
@@ -241,16 +265,7 @@ fn judge(direction: Direction, version: IpVersion) -> ChainLayout {
         RuleBuilder::new()
             .ct_state(Statement::CT_INVALID)
             .drop_for(DropReason::Invalid),
-        RuleBuilder::new().verdict(RuleVerdict::Jump(look_ups_name(direction, version))),
-        RuleBuilder::new().reset_class(),
-    ];
-    ChainLayout {
-        chain: Chain {
-            name: judge_name(direction, version),
-            base: None,
-        },
-        rules,
-    }
+    ]
 }
 
 /// The lookups, in the order of `towpath_core::tables`. A hit returns (allowed) or goes on to the drop (denied).
@@ -402,8 +417,19 @@ fn judge_name(direction: Direction, version: IpVersion) -> Name {
     made_name(&format!("{direction}{}", version.suffix()))
 }
 
+fn odd_state_name(direction: Direction, version: IpVersion) -> Name {
+    made_name(&format!("{direction}_odd_state{}", version.suffix()))
+}
+
 fn look_ups_name(direction: Direction, version: IpVersion) -> Name {
     made_name(&format!("{direction}_lookup{}", version.suffix()))
+}
+
+fn chain_of(name: Name, rules: Vec<Rule>) -> ChainLayout {
+    ChainLayout {
+        chain: Chain { name, base: None },
+        rules,
+    }
 }
 
 /// One-byte values.

@@ -342,6 +342,13 @@ pub(crate) const FAULTS: &[Fault] = &[
         suite: Suite::Layout,
     },
     Fault {
+        name: "invalid packets of ours are taken for new ones",
+        file: "policy-agent/src/layout/inet.rs",
+        before: "let odd = Statement::CT_RELATED | Statement::CT_INVALID;",
+        after: "let odd = Statement::CT_RELATED;",
+        suite: Suite::Layout,
+    },
+    Fault {
         name: "egress looks up the source as the peer",
         file: "policy-agent/src/layout/inet.rs",
         before: "Direction::Egress => destination(version),",
