@@ -403,6 +403,33 @@ fn what_a_link_leads_to_may_be_away_for_a_while() {
 }
 
 #[test]
+fn what_was_mounted_below_may_be_away_for_a_while() {
+    let (watched, _) = Watched::start(&[("z.yaml", &pod("z", 1))]);
+    let mounted = tempfile::tempdir().unwrap();
+    // A link to another file system looks like a place at which nothing is mounted any more.
+    let bare = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::write(mounted.path().join("a.yaml"), pod("a", 1)).unwrap();
+    let switch = |target: &Path| {
+        symlink(target, watched.path(".next")).unwrap();
+        fs::rename(watched.path(".next"), watched.path("volume")).unwrap();
+    };
+    switch(mounted.path());
+    watched.until("+a");
+
+    switch(bare.path());
+    let told = watched.until_state(|state| {
+        matches!(state, SourceState::NotInSync { reason } if reason.contains("another file system"))
+    });
+    assert_eq!(told, Vec::<String>::new());
+    switch(mounted.path());
+
+    let told = watched.until_state(SourceState::is_in_sync);
+    assert_eq!(told, Vec::<String>::new());
+    fs::remove_file(watched.path("volume")).unwrap();
+    assert_eq!(watched.until("-a"), [["-a"]]);
+}
+
+#[test]
 fn a_broken_file_is_told_and_mended() {
     let (watched, _) = Watched::start(&[("a.yaml", &policy("p", "{}"))]);
 

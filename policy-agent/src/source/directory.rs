@@ -45,6 +45,11 @@ impl Identity {
             created,
         }
     }
+
+    /// Whether both are on one file system.
+    pub(super) fn shares_device(&self, other: &Self) -> bool {
+        self.device == other.device
+    }
 }
 
 /// What a file looks like from outside: a hash of all that a write would change.

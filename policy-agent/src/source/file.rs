@@ -42,8 +42,8 @@ pub struct FileSource {
     ledger: Ledger,
     namespaces: KeptNamespaces,
     files: BTreeMap<Arc<str>, Known>,
-    /// The root when it was last read.
-    identity: Option<Identity>,
+    /// The directories when they were last read, the root included.
+    directories: BTreeMap<PathBuf, Identity>,
     /// The root could not be read since then.
     is_lost: bool,
     state: SourceState,
@@ -115,7 +115,7 @@ impl FileSource {
             ledger: Ledger::new(detail == Detail::Everything),
             namespaces: KeptNamespaces::default(),
             files: BTreeMap::new(),
-            identity: None,
+            directories: BTreeMap::new(),
             is_lost: false,
             state: SourceState::NotInSync { reason },
             trouble: None,
@@ -193,7 +193,7 @@ impl FileSource {
         unfinished: &BTreeSet<PathBuf>,
         on_directory: &mut dyn FnMut(&Path),
     ) -> (Step, Vec<Arc<str>>) {
-        let listing = match directory::walk(&self.root, on_directory) {
+        let mut listing = match directory::walk(&self.root, on_directory) {
             Ok(listing) => listing,
             Err(error) => {
                 self.is_lost = true;
@@ -203,10 +203,10 @@ impl FileSource {
                 );
             }
         };
-        let identity = listing.directories.get(&self.root).copied();
         // What is mounted there may be gone, or the directory was made anew. Its emptiness says nothing about the
         // objects.
-        let is_another = self.is_lost || identity != self.identity;
+        let is_another =
+            self.is_lost || listing.directories.get(&self.root) != self.directories.get(&self.root);
         if is_another && listing.files.is_empty() && !self.files.is_empty() {
             let reason = format!(
                 "{} is another directory than before, and empty; put the manifests there, or restart",
@@ -214,7 +214,9 @@ impl FileSource {
             );
             return (self.lose(reason), Vec::new());
         }
-        (self.identity, self.is_lost) = (identity, false);
+        self.is_lost = false;
+        self.find_unmounted(&mut listing);
+        self.directories = std::mem::take(&mut listing.directories);
         let mut to_read = Vec::new();
         for (name, signature) in &listing.files {
             let known = self.files.get(name);
@@ -226,6 +228,23 @@ impl FileSource {
         let vanished = self.vanished(&listing, unfinished);
         self.look_at(&listing);
         (self.take_in(&to_read), vanished)
+    }
+
+    /// Finds directories in whose place an empty one of another file system stands: what was mounted there is away.
+    /// They count as unreadable, and as what they were, until something stands in them again.
+    fn find_unmounted(&self, listing: &mut Listing) {
+        for (path, identity) in &mut listing.directories {
+            let holds = |name: &Arc<str>| Path::new(&**name).starts_with(path);
+            if let Some(before) = self.directories.get(path)
+                && !before.shares_device(identity)
+                && !listing.files.keys().any(holds)
+                && self.files.keys().any(holds)
+            {
+                let reason = "another file system stands here than before, and it is empty; mount the old one again, or restart";
+                listing.unreadable.push((path.clone(), reason.to_owned()));
+                *identity = *before;
+            }
+        }
     }
 
     /// Files that a walk did not find although it should have.
