@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use towpath_core::model::Update;
 use towpath_dataplane::nflog::DeniedPacket;
 
+use super::cni::CniRequest;
 use super::interfaces::InterfaceChange;
 use crate::applier::{Applied, ApplyError, Drift};
 
@@ -27,6 +28,8 @@ pub(super) enum Event {
     Tampered,
     /// Packets were denied, and so many were not heard of.
     Denied(Vec<DeniedPacket>, u64),
+    /// The CNI plugin wants something.
+    Cni(CniRequest),
     /// Somebody asks.
     Ask(Question),
     /// The agent is told to end.

@@ -16,6 +16,7 @@ use towpath_runtime::readiness::{Condition, Readiness};
 use tracing::{debug, info, warn};
 
 use super::AgentError;
+use super::cni::Cni;
 use super::config::Config;
 use super::denied::DeniedFlows;
 use super::event::{ApplierNews, Event, SourceChange};
@@ -47,6 +48,7 @@ pub(super) struct GraphParts {
     pub(super) synced: Condition,
     /// Holds once the first commit is done, and while commits work.
     pub(super) committed: Condition,
+    pub(super) cni: Cni,
     pub(super) beat: Beat,
 }
 
@@ -141,6 +143,7 @@ impl GraphThread {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             self.flush();
+            self.settle_waiters();
             self.tick(Instant::now());
         }
     }
@@ -189,6 +192,7 @@ impl GraphThread {
                 }
                 self.parts.metrics.denied_lost.inc_by(lost);
             }
+            Event::Cni(request) => self.take_cni(request),
             Event::Ask(question) => self.answer(question),
             Event::End => return Ok(true),
         }
@@ -206,7 +210,7 @@ impl GraphThread {
         // The graph keeps copies; the originals, among the remains of their texts, go together.
         for update in &updates {
             self.are_facts_stale |= concerns_facts(update);
-            self.graph.apply(update);
+            self.apply_source(update);
         }
         drop(updates);
         self.problems = problems;
@@ -235,6 +239,7 @@ impl GraphThread {
         for update in &updates {
             self.graph.apply(update);
         }
+        self.settle_claims();
         if let Some(host) = host {
             self.host = host;
             self.are_facts_stale = true;
@@ -242,7 +247,8 @@ impl GraphThread {
         self.gate.are_interfaces_seen = true;
     }
 
-    fn count(&mut self, teller: Teller, updates: usize, at: Instant) {
+    /// Notes that something has changed, so that it is flushed.
+    pub(super) fn count(&mut self, teller: Teller, updates: usize, at: Instant) {
         if updates == 0 {
             return;
         }
@@ -250,6 +256,11 @@ impl GraphThread {
         if self.unflushed.len() < MOST_ARRIVALS {
             self.unflushed.push(at);
         }
+    }
+
+    /// Whether the applier has been told of everything.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.unflushed.is_empty() && !self.are_facts_stale
     }
 
     fn flush(&mut self) {
@@ -425,6 +436,7 @@ impl GraphThread {
             self.tick_at = now + TICK;
             self.denied.attribute(self.graph.cluster(), now);
             self.set_gauges();
+            self.expire_claims(now);
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) enum Teller {
     Source,
     /// The kernel's interfaces.
     Interfaces,
+    /// The CNI plugin.
+    Cni,
 }
 
 impl Teller {
@@ -25,6 +27,7 @@ impl Teller {
         match self {
             Self::Source => "source",
             Self::Interfaces => "interfaces",
+            Self::Cni => "cni",
         }
     }
 }
@@ -90,6 +93,8 @@ pub(super) struct Metrics {
     pub(super) cluster_endpoints: Gauge,
     pub(super) policies: Gauge,
     pub(super) classes: Gauge,
+    cni_claims: Gauge,
+    cni_waiting: Gauge,
     problems: Family<KindLabel, Gauge>,
 }
 
@@ -117,6 +122,8 @@ impl Metrics {
             cluster_endpoints: Gauge::default(),
             policies: Gauge::default(),
             classes: Gauge::default(),
+            cni_claims: Gauge::default(),
+            cni_waiting: Gauge::default(),
             problems: Family::default(),
         };
         metrics.register_all(registry);
@@ -134,6 +141,8 @@ impl Metrics {
         registry.register("graph_cluster_endpoints", "Endpoints of the whole cluster", self.cluster_endpoints.clone());
         registry.register("graph_policies", "Policies known", self.policies.clone());
         registry.register("graph_classes", "Classes of peers in use", self.classes.clone());
+        registry.register("cni_claims", "Pods that have addresses from the CNI plugin and not yet from the source", self.cni_claims.clone());
+        registry.register("cni_waiting", "Pods that are held back until their policy is in force", self.cni_waiting.clone());
         registry.register("source_problems", "Objects with faults, by kind", self.problems.clone());
         registry.register_with_unit("dataplane_commit", "Time of one commit to the kernel", Unit::Seconds, self.commit_seconds.clone());
         registry.register("dataplane_commits", "Commits by result", self.commits.clone());
@@ -142,6 +151,11 @@ impl Metrics {
         registry.register_with_unit("agent_programming_latency", "From an event's arrival to the end of its commit", Unit::Seconds, self.programming_latency_seconds.clone());
         registry.register("denied_packets", "Logged denied packets by reason; the kernel logs a limited share", self.denied_packets.clone());
         registry.register("denied_lost_packets", "Denied packets whose log did not reach the agent", self.denied_lost.clone());
+    }
+
+    pub(super) fn set_cni(&self, claims: usize, waiting: usize) {
+        self.cni_claims.set(gauge(claims));
+        self.cni_waiting.set(gauge(waiting));
     }
 
     pub(super) fn count_events(&self, teller: Teller, events: usize) {

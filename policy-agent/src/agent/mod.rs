@@ -12,6 +12,10 @@
 mod answers;
 pub(crate) mod backend;
 mod bridges;
+mod cni;
+mod cni_claims;
+mod cni_server;
+mod cni_store;
 pub mod config;
 mod denied;
 mod event;
@@ -44,6 +48,8 @@ use towpath_runtime::readiness::Readiness;
 use tracing::{error, info, warn};
 
 use self::backend::{Opened, TablesError};
+use self::cni::{Cni, CniRequest};
+use self::cni_store::{ClaimStore, drain_queue};
 use self::config::Config;
 use self::event::{ApplierNews, Event, QUEUE};
 use self::graph::{GraphParts, GraphThread};
@@ -56,6 +62,9 @@ use self::source::SourceFeed;
 use self::state::{StateDirectory, StateError};
 use self::thread::{Guard, spawn};
 use crate::applier::{Applier, ApplierHandle, ApplyError, Marker, Report};
+
+/// Name of the condition that holds while traffic between ports of pod bridges can be judged.
+const BRIDGE_NETFILTER: &str = "bridge netfilter";
 
 /// A loop that has not turned for so long is stuck.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -196,6 +205,11 @@ impl Agent {
             committed: health
                 .readiness
                 .add("first commit", "nothing is committed yet"),
+            cni: Cni::new(
+                &config.node,
+                ClaimStore::new(&config.state_directory),
+                health.now,
+            ),
             beat: health.beat("graph"),
         };
         let graph = GraphThread::new(config, parts, health.now);
@@ -211,6 +225,8 @@ impl Agent {
             registry,
         };
         let server = Server::start(config, parts, shutdown)?;
+        // After the socket is there: what the plugin could not tell before is in the queue by now.
+        tell_queued_deletions(config, &sender);
         let threads = Threads {
             link: spawn("link", sender.clone(), move || link.run())?,
             control,
@@ -228,6 +244,19 @@ impl Agent {
     }
 }
 
+/// Nobody has sent anything yet, so this does not wait for the graph.
+fn tell_queued_deletions(config: &Config, sender: &SyncSender<Event>) {
+    match drain_queue(&config.state_directory) {
+        Ok(gone) if gone.is_empty() => {}
+        Ok(gone) => {
+            info!(pods = gone.len(), "pods were taken away while no agent ran");
+            let request = CniRequest::Delete { gone, to: None };
+            sender.try_send(Event::Cni(request)).ok();
+        }
+        Err(error) => warn!(%error, "cannot read the queue of the CNI plugin"),
+    }
+}
+
 fn link_parts(
     config: &Config,
     state: StateDirectory,
@@ -239,9 +268,7 @@ fn link_parts(
         state,
         sender: sender.clone(),
         scanned: health.readiness.add("interfaces", "not looked at yet"),
-        filtered: health
-            .readiness
-            .add("bridge netfilter", "not looked at yet"),
+        filtered: health.readiness.add(BRIDGE_NETFILTER, "not looked at yet"),
         beat: health.beat("link"),
     }
 }

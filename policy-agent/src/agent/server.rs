@@ -161,7 +161,8 @@ fn control(sender: Sender) -> Router {
         .route("/policies", get(|State(to)| ask(to, Question::Policies)))
         .route("/classes", get(|State(to)| ask(to, Question::Classes)))
         .route("/denied", get(|State(to)| ask(to, Question::Denied)))
-        .with_state(sender)
+        .with_state(sender.clone())
+        .merge(super::cni_server::routes(sender))
 }
 
 async fn ask<T: Serialize>(

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use towpath_dataplane::link::BridgeSettings;
 
+use super::cni_store::{CLAIMS, QUEUE};
 use crate::applier::MARKER;
 
 const LOCK: &str = "agent.lock";
@@ -142,7 +143,7 @@ impl StateDirectory {
 
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        for name in [CHANGES, MARKER, LOCK] {
+        for name in [CHANGES, MARKER, CLAIMS, QUEUE, LOCK] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -262,7 +263,9 @@ mod tests {
         let path = directory.path().join("state");
         let mut state = StateDirectory::open(&path).unwrap();
         state.record_bridge("cni0", OFF).unwrap();
-        fs::write(path.join(MARKER), "{}").unwrap();
+        for name in [MARKER, CLAIMS, QUEUE] {
+            fs::write(path.join(name), "{}").unwrap();
+        }
 
         state.remove().unwrap();
 

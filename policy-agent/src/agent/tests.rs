@@ -19,6 +19,8 @@ use super::report::Status;
 use super::*;
 use crate::layout::{IpVersion, LayoutOptions, SetId, TableId, VerdictMap};
 
+mod cni;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A graph thread and an applier thread on a kernel of their own.
@@ -30,9 +32,11 @@ struct Running {
     link: Sleeper,
     graph: JoinHandle<Result<(), AgentError>>,
     applier: ApplierHandle,
+    _state: tempfile::TempDir,
 }
 
 fn start() -> Running {
+    let state = tempfile::tempdir().unwrap();
     let config = Config {
         node: "node-a".into(),
         ..Config::default()
@@ -55,6 +59,7 @@ fn start() -> Running {
         readiness: readiness.clone(),
         synced: readiness.add("source", "not read yet"),
         committed: readiness.add("first commit", "nothing is committed yet"),
+        cni: Cni::new(&config.node, ClaimStore::new(state.path()), now),
         beat: liveness.add("graph", DEADLINE, now),
     };
     let graph = GraphThread::new(&config, parts, now);
@@ -65,6 +70,7 @@ fn start() -> Running {
         link,
         graph: std::thread::spawn(move || graph.run()),
         applier,
+        _state: state,
     }
 }
 
