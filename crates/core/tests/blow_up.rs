@@ -1,7 +1,8 @@
 //! What could make millions of elements, and must not (edge case 6): sizes, never times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use smol_str::{SmolStr, format_smolstr};
 use towpath_core::calc::CalcGraph;
@@ -11,7 +12,7 @@ use towpath_core::model::{
     NamespaceMatch, Object, ObservedInterface, Peer, Peers, Policy, PolicyId, PolicyKind,
     PortMatch, Ports, Protocol, Requirement, Rule, Selector, Subject, Tier, Update, Verdict,
 };
-use towpath_core::tables::{Judgement, Tables};
+use towpath_core::tables::{ClassId, Judgement, Tables};
 
 const LOCAL: u32 = 20;
 /// Hash entries of one endpoint and direction.
@@ -245,6 +246,37 @@ fn many_classes_that_share_few_ports_are_a_rule_a_port() {
         .map(|p| p.rules.len())
         .max();
     assert!(most <= Some(24 + 4), "{most:?} rules");
+}
+
+/// Each class may use all ports but one of its own: port by port, nearly every class would be in every list.
+#[test]
+fn lists_of_classes_do_not_grow_with_classes_times_ports() {
+    const CLASSES: u16 = 600;
+    let mut graph = world(0);
+    let all = 10_000..10_000 + CLASSES;
+    for own in all.clone() {
+        let app = format_smolstr!("app-{own}");
+        let others = [(all.start, own - 1), (own + 1, all.end - 1)];
+        graph.apply(&pod(u32::from(own), "there", ("app", app.clone())));
+        graph.apply(&policy(
+            &app,
+            Tier::NETWORK_POLICY,
+            Action::Accept,
+            workloads(is("app", &app)),
+            ports(Protocol::Tcp, others.into_iter().filter(|(a, b)| a <= b)),
+        ));
+    }
+    assert_small_and_right(&mut graph, "all ports but one");
+
+    let tables = graph.tables();
+    let rules = tables.profiles.values().flat_map(|profile| &profile.rules);
+    let lists: BTreeSet<&Arc<[ClassId]>> = rules.filter_map(|rule| rule.classes.as_ref()).collect();
+    let members: usize = lists.iter().map(|list| list.len()).sum();
+    assert!(
+        !lists.is_empty() && members <= 16 * 7 * usize::from(CLASSES),
+        "{members} members of {} lists",
+        lists.len()
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! ([`crate::tables`]). The base is what class 0 may reach; a class is written as its difference from the base
 //! (*open*), as a whole in the hash maps (*closed*), or as rules of the profile, whichever is shortest.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ const BASE_POINTS: usize = 16;
 const CLASS_POINTS: usize = 32;
 /// Hash entries of one endpoint and direction (edge case 6).
 const MOST_ENTRIES: usize = 2_000;
+/// Members of class lists that cost the kernel no more memory than a rule.
+const MEMBERS_PER_RULE: usize = 16;
 
 /// Entries of one endpoint and direction, without the endpoint's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,7 +232,9 @@ fn port_rule(
 }
 
 /// Decides everything for the classes of these groups: group by group, or port by port where that is shorter. Many
-/// classes on few ports are the usual case (edge case 6), and each rule costs a packet time.
+/// classes on few ports are the usual case (edge case 6), and each rule costs a packet time. Group by group each class
+/// is in one list; port by port it is in one for each set of ports, so that these lists are limited: where many classes
+/// may use many ports, but not the same, they would grow with the product.
 fn profile_rules(groups: &[Group<'_>]) -> Vec<ProfileRule> {
     let mut by_group = Vec::new();
     for group in groups {
@@ -238,11 +243,9 @@ fn profile_rules(groups: &[Group<'_>]) -> Vec<ProfileRule> {
     if groups.len() < 2 {
         return by_group;
     }
-    let by_port = rules_by_port(groups);
-    if by_port.len() < by_group.len() {
-        by_port
-    } else {
-        by_group
+    match rules_by_port(groups, MEMBERS_PER_RULE * by_group.len()) {
+        Some(by_port) if by_port.len() < by_group.len() => by_port,
+        _ => by_group,
     }
 }
 
@@ -264,8 +267,9 @@ fn other_rule(classes: Arc<[ClassId]>, allowed: bool) -> ProfileRule {
     }
 }
 
-/// A rule for each set of classes that may use the same ports, and one that denies the rest to all of them.
-fn rules_by_port(groups: &[Group<'_>]) -> Vec<ProfileRule> {
+/// A rule for each set of classes that may use the same ports, and one that denies the rest to all of them. `None`
+/// where the lists of classes would have more than `most` members.
+fn rules_by_port(groups: &[Group<'_>], most: usize) -> Option<Vec<ProfileRule>> {
     let members = |groups: &[&Group<'_>]| -> Arc<[ClassId]> {
         let mut classes: Vec<ClassId> = groups
             .iter()
@@ -276,8 +280,9 @@ fn rules_by_port(groups: &[Group<'_>]) -> Vec<ProfileRule> {
     };
     let all = members(&groups.iter().collect::<Vec<_>>());
     let mut rules = Vec::new();
+    let mut left = most;
     for protocol in Protocol::ALL {
-        for (users, ranges) in users_of_ports(groups, protocol) {
+        for (users, ranges) in users_of_ports(groups, protocol, &mut left)? {
             let users: Vec<&Group<'_>> = users.into_iter().map(|index| &groups[index]).collect();
             rules.extend(port_rule(Some(&members(&users)), protocol, &ranges, true));
         }
@@ -288,11 +293,16 @@ fn rules_by_port(groups: &[Group<'_>]) -> Vec<ProfileRule> {
         rules.push(other_rule(members(&others), true));
     }
     rules.push(other_rule(all, false));
-    rules
+    Some(rules)
 }
 
-/// The ports of a protocol by the groups (as positions) that may use them.
-fn users_of_ports(groups: &[Group<'_>], protocol: Protocol) -> BTreeMap<Vec<usize>, Ranges> {
+/// The ports of a protocol by the groups (as positions) that may use them. Takes the members of these groups from
+/// `left`; `None` when there are more.
+fn users_of_ports(
+    groups: &[Group<'_>],
+    protocol: Protocol,
+    left: &mut usize,
+) -> Option<BTreeMap<Vec<usize>, Ranges>> {
     // What begins and ends at a port number.
     let mut edges: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (index, group) in groups.iter().enumerate() {
@@ -309,8 +319,15 @@ fn users_of_ports(groups: &[Group<'_>], protocol: Protocol) -> BTreeMap<Vec<usiz
         if let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(edge.saturating_sub(1)))
             && !users.is_empty()
         {
-            let ranges = by_users.entry(users.iter().copied().collect()).or_default();
-            ranges.push((first, last));
+            match by_users.entry(users.iter().copied().collect()) {
+                Entry::Occupied(known) => known.into_mut().push((first, last)),
+                Entry::Vacant(new) => {
+                    let members: usize =
+                        users.iter().map(|index| groups[*index].members.len()).sum();
+                    *left = left.checked_sub(members)?;
+                    new.insert(vec![(first, last)]);
+                }
+            }
         }
         for index in changing {
             if !users.remove(&index) {
@@ -319,7 +336,7 @@ fn users_of_ports(groups: &[Group<'_>], protocol: Protocol) -> BTreeMap<Vec<usiz
         }
         first = edge;
     }
-    by_users
+    Some(by_users)
 }
 
 /// The shortest way to write a class in the hash maps, if there is one.
