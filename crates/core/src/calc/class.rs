@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use super::USED_UP;
 use super::compile::{MatcherId, Signature};
 use crate::tables::ClassId;
 
@@ -45,7 +46,7 @@ impl Classes {
 
     /// A class of its own for a signature, for the time of a transition.
     pub(super) fn fresh(&mut self, signature: &Signature) -> ClassId {
-        self.last += 1;
+        self.last = self.last.checked_add(1).expect(USED_UP);
         let class = ClassId(self.last);
         let signature = Arc::new(signature.clone());
         self.known.insert(
@@ -223,6 +224,16 @@ mod tests {
 
         assert!(!classes.is_leftover(copy));
         assert_eq!(classes.canonical(&signature(&[1])), (copy, false));
+    }
+
+    #[test]
+    #[should_panic(expected = "used up")]
+    fn class_0_is_nobodys_even_when_numbers_are_used_up() {
+        let mut classes = Classes {
+            last: u32::MAX,
+            ..Classes::default()
+        };
+        classes.canonical(&signature(&[1]));
     }
 
     #[test]

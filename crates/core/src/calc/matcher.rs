@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use smol_str::SmolStr;
 
+use super::USED_UP;
 use super::compile::MatcherId;
 use crate::model::{
     Cluster, ContainerPort, Endpoint, Labels, Namespace, NamespaceMatch, Protocol, Selector,
@@ -103,7 +104,7 @@ impl Matchers {
             return *id;
         }
         let id = self.next;
-        self.next += 1;
+        self.next = self.next.checked_add(1).expect(USED_UP);
         let matcher = Arc::new(matcher);
         match &*matcher {
             Matcher::Workloads {

@@ -46,6 +46,11 @@ use pool::Pool;
 use side::Sides;
 use transition::{Profiles, Step};
 
+/// Why a number could not be given. None is ever given twice, and whoever changes many rules again and again takes
+/// four billion of them in some days. Then the process ends, which leaves its rules in force, and the next one begins
+/// anew; a number with two meanings would let packets pass.
+const USED_UP: &str = "the numbers of this process are used up";
+
 /// Addresses that one [`CalcGraph::collect`] moves between classes that mean the same.
 const LEFTOVERS: usize = 4_096;
 

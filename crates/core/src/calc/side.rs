@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use super::USED_UP;
 use super::class::{Classes, is_nothing};
 use super::compile::{MatcherId, Signature, allowed};
 use super::local::Compiled;
@@ -52,7 +53,7 @@ impl Sides {
         let id = match self.numbers.entry(rules.clone()) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(vacant) => {
-                self.last += 1;
+                self.last = self.last.checked_add(1).expect(USED_UP);
                 let id = *vacant.insert(SideId(self.last));
                 self.known.insert(id, Side::new(rules.clone(), classes));
                 id
