@@ -31,7 +31,7 @@ pub(super) fn add_all(profiles: &Profiles, transaction: &mut Transaction) {
     }
 }
 
-/// Adds to `batch` the profiles that come and go. A profile's name is a hash of its content, so none changes.
+/// Adds to `batch` the profiles that come and go. A number is never given to another content, so none changes.
 pub(super) fn changes(
     old: &Profiles,
     changes: &Changes<ProfileId, Arc<Profile>>,
