@@ -13,7 +13,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod agent;
+pub mod cluster;
 pub mod cni;
 pub mod frame;
 pub mod keeper;
@@ -24,8 +26,10 @@ pub mod netns;
 pub mod probe;
 pub mod program;
 pub mod random;
+pub mod run;
 pub mod simulate;
 pub mod skip;
 pub mod stage;
 pub mod stream;
+pub mod tools;
 pub mod wait;

@@ -27,10 +27,28 @@ pub fn cni_folder() -> Option<PathBuf> {
 
 /// Whether a system program can be found on PATH.
 pub fn is_installed(name: &str) -> bool {
+    on_path(name).is_some()
+}
+
+/// Where a system program is, on PATH or where only root looks.
+pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .any(|folder| folder.join(name).exists())
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists())
+}
+
+/// Where Debian has busybox, static or not.
+pub const BUSYBOX: &str = "/bin/busybox";
+
+/// Whether busybox is there and needs no libraries, so that an image may consist of it.
+pub fn has_static_busybox() -> bool {
+    // A program that needs libraries names its loader.
+    std::fs::read(BUSYBOX).is_ok_and(|program| {
+        let loader = b"/ld-linux";
+        !program.windows(loader.len()).any(|part| part == loader)
+    })
 }
 
 fn ours(name: &str, variable: &str, package: &str) -> Result<PathBuf> {

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::netns::{isolated, run};
 use crate::program;
+use crate::tools::{self, Tool};
 
 /// The variable that names the file in which skips are collected.
 pub const SKIP_LOG: &str = "TOWPATH_SKIP_LOG";
@@ -36,6 +37,16 @@ pub enum Feature {
     Ipv6,
     /// A kernel whose connection tracking knows SCTP.
     SctpConntrack,
+    /// etcd, API server and controllers.
+    KubernetesServers,
+    /// Flannel's daemon.
+    Flanneld,
+    /// kube-proxy.
+    KubeProxy,
+    /// The CNI plugins of CNI 1.1, and cnitool.
+    CniModulePlugins,
+    /// kubelet, containerd, and what builds images.
+    Kubelet,
 }
 
 impl Feature {
@@ -50,6 +61,11 @@ impl Feature {
             Self::BridgeNetfilter => "br-netfilter",
             Self::Ipv6 => "ipv6",
             Self::SctpConntrack => "sctp-conntrack",
+            Self::KubernetesServers => "kubernetes-servers",
+            Self::Flanneld => "flanneld",
+            Self::KubeProxy => "kube-proxy",
+            Self::CniModulePlugins => "cni-module-plugins",
+            Self::Kubelet => "kubelet",
         }
     }
 
@@ -96,6 +112,22 @@ impl Feature {
                 .and_then(|found| found)
                 .err()
                 .map(|error| format!("{error:#}")),
+            Self::KubernetesServers => tools::etcd()
+                .is_none()
+                .then(|| "program etcd is not installed".to_owned())
+                .or_else(|| unbuilt(&[Tool::ApiServer, Tool::ControllerManager, Tool::Scheduler])),
+            Self::Flanneld => unbuilt(&[Tool::Flanneld]),
+            Self::KubeProxy => unbuilt(&[Tool::Proxy]),
+            Self::CniModulePlugins => unbuilt(&Tool::PLUGINS).or_else(|| unbuilt(&[Tool::Cnitool])),
+            Self::Kubelet => unbuilt(&[Tool::Kubelet])
+                .or_else(|| {
+                    ["containerd", "runc", "umoci", "skopeo"]
+                        .into_iter()
+                        .find_map(missing)
+                })
+                .or_else(|| {
+                    (!program::has_static_busybox()).then(|| "no static busybox".to_owned())
+                }),
         }
     }
 }
@@ -144,6 +176,11 @@ fn has_sctp_tracker() -> Result<()> {
 
 fn missing(name: &str) -> Option<String> {
     (!program::is_installed(name)).then(|| format!("program {name} is not installed"))
+}
+
+fn unbuilt(wanted: &[Tool]) -> Option<String> {
+    let error = wanted.iter().find_map(|tool| tool.path().err())?;
+    Some(format!("{error:#}"))
 }
 
 fn kernel(arguments: &[&str]) -> Option<String> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use nix::sys::signal::{SigSet, Signal};
 use towpath_tests::keeper::remove_everything;
-use towpath_tests::lab::Lab;
+use towpath_tests::run::Run;
 
 use crate::output::warn;
 
@@ -44,9 +44,9 @@ pub(crate) fn watch() -> Result<()> {
 }
 
 /// Tells the thread of [`watch`] what to remove.
-pub(crate) fn clean_up_on_signal(lab: &Lab) {
-    // There is one lab per process.
-    let _ = MADE.set((lab.prefix().to_owned(), lab.folder().to_owned()));
+pub(crate) fn clean_up_on_signal(run: &Run) {
+    // There is one run per process.
+    let _ = MADE.set((run.prefix().to_owned(), run.folder().to_owned()));
 }
 
 /// Waits for the end of the process when a signal came: errors of the other threads are then only its echo.

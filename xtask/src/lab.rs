@@ -8,8 +8,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use towpath_tests::agent::{Agent, AgentOptions};
+use towpath_tests::cluster::{Alone, ControlPlaneConfig};
 use towpath_tests::keeper::remove_everything;
 use towpath_tests::lab::{Lab, LabConfig};
+use towpath_tests::tools::Tool;
 use towpath_tests::{netns, program};
 
 use crate::cargo::build_programs;
@@ -31,6 +33,9 @@ pub(crate) enum Verb {
         /// Only nodes and pods: start agents by hand
         #[arg(long)]
         no_agents: bool,
+        /// Only a real Kubernetes API server with its controllers, without nodes
+        #[arg(long, conflicts_with_all = ["nodes", "no_agents"])]
+        control_plane: bool,
     },
     /// Removes the lab that `lab up` or `demo --keep` left
     Down,
@@ -47,9 +52,15 @@ struct State {
 pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
     match verb {
         Verb::Up {
+            control_plane: true,
+            ipv6,
+            ..
+        } => up_control_plane(*ipv6)?,
+        Verb::Up {
             nodes,
             ipv6,
             no_agents,
+            ..
         } => {
             let config = LabConfig {
                 nodes: usize::from(*nodes),
@@ -69,7 +80,7 @@ fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
     build_programs()?;
     interrupt::watch()?;
     let mut lab = Lab::new(config)?;
-    interrupt::clean_up_on_signal(&lab);
+    interrupt::clean_up_on_signal(lab.run());
     cast::enter(&mut lab)?;
     let mut agents = Vec::new();
     if with_agents {
@@ -81,6 +92,41 @@ fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
         }
     }
     keep(lab, agents)
+}
+
+fn up_control_plane(ipv6: bool) -> Result<()> {
+    refuse_second()?;
+    setup::install()?;
+    setup::install_cluster()?;
+    build_programs()?;
+    interrupt::watch()?;
+    let config = ControlPlaneConfig {
+        ipv6,
+        schedule: true,
+        ..ControlPlaneConfig::default()
+    };
+    let alone = Alone::start(&config)?;
+    interrupt::clean_up_on_signal(alone.run());
+    note(alone.run().prefix(), alone.run().folder())?;
+    let kubeconfig = alone.plane.kubeconfig().display();
+    let kubectl = kubectl()?;
+    say(&format!(
+        "\nA control plane is up ({}). Try:\n  \
+           export KUBECONFIG={kubeconfig}\n  \
+           {kubectl} get --raw /readyz\n  \
+           {kubectl} get namespaces\n\n\
+         cargo xtask lab down removes all of it.",
+        alone.run().prefix(),
+    ));
+    alone.release()
+}
+
+/// The user's kubectl, else the one that is built with the servers.
+fn kubectl() -> Result<String> {
+    if program::is_installed("kubectl") {
+        return Ok("kubectl".to_owned());
+    }
+    Ok(Tool::Kubectl.path()?.display().to_string())
 }
 
 /// An error when a kept lab is there already.
@@ -100,21 +146,26 @@ pub(crate) fn refuse_second() -> Result<()> {
 
 /// Leaves a lab and its agents running, notes it for `lab down`, and says how to play with it.
 pub(crate) fn keep(lab: Lab, agents: Vec<Agent>) -> Result<()> {
-    let file = state_file();
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let state = State {
-        prefix: lab.prefix().to_owned(),
-        folder: lab.folder().to_owned(),
-    };
-    fs::write(&file, serde_json::to_string_pretty(&state)?)
-        .with_context(|| format!("cannot note the lab in {}", file.display()))?;
+    note(lab.prefix(), lab.folder())?;
     say(&instructions(&lab, &agents)?);
     for agent in agents {
         agent.release();
     }
     lab.release()
+}
+
+/// Notes a lab for `lab down`.
+fn note(prefix: &str, folder: &Path) -> Result<()> {
+    let file = state_file();
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let state = State {
+        prefix: prefix.to_owned(),
+        folder: folder.to_owned(),
+    };
+    fs::write(&file, serde_json::to_string_pretty(&state)?)
+        .with_context(|| format!("cannot note the lab in {}", file.display()))
 }
 
 fn down() -> Result<()> {

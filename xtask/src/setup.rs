@@ -1,15 +1,18 @@
-//! What the lab and the tests need from Debian.
+//! What the lab and the tests need from Debian, and the test bed's tools that are built from Go modules.
 
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
-use towpath_tests::program;
+use towpath_tests::{program, tools};
 
 use crate::output::{say, warn};
 
-/// A program and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 7] = [
+/// Programs and the Debian packages that bring them.
+type Programs = &'static [(&'static str, &'static str)];
+
+/// What every lab needs.
+const LAB: Programs = &[
     // Builds the agent's allocator.
     ("make", "make"),
     ("nft", "nftables"),
@@ -20,30 +23,65 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("ethtool", "ethtool"),
 ];
 
+/// What a real cluster needs beside.
+const CLUSTER: Programs = &[
+    ("etcd", "etcd-server"),
+    // flanneld and kube-proxy call it in their iptables mode.
+    ("iptables", "iptables"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("umoci", "umoci"),
+    ("skopeo", "skopeo"),
+    // Builds flanneld, a part of which is C.
+    ("gcc", "gcc"),
+];
+
 const PLUGINS: &str = "containernetworking-plugins";
+/// Its program has the same name as the one that is not static.
+const BUSYBOX: &str = "busybox-static";
+
+/// What is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Lab,
+    Cluster,
+}
 
 /// `cargo xtask setup`.
 pub(crate) fn run() -> Result<ExitCode> {
-    if missing().is_empty() {
-        say("all Debian packages that the lab uses are installed");
+    if missing(Extent::Cluster).is_empty() && tools::missing().is_empty() {
+        say("all Debian packages and tools that the lab uses are there");
         return Ok(ExitCode::SUCCESS);
     }
-    install()?;
+    install_cluster()?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Installs what is missing, or says why not. For commands that can do part of their work without.
 pub(crate) fn try_install() {
-    if let Err(error) = install() {
+    for error in [install(), install_cluster()]
+        .into_iter()
+        .filter_map(Result::err)
+    {
         warn(&format!(
             "warning: {error:#}; tests that need it are skipped"
         ));
     }
 }
 
-/// Installs what is missing.
+/// Installs what is missing for a lab without Kubernetes.
 pub(crate) fn install() -> Result<()> {
-    let packages = missing();
+    install_packages(Extent::Lab)
+}
+
+/// Installs what is missing for a cluster, and builds the tools that are not built yet.
+pub(crate) fn install_cluster() -> Result<()> {
+    install_packages(Extent::Cluster)?;
+    tools::build_missing(say)
+}
+
+fn install_packages(extent: Extent) -> Result<()> {
+    let packages = missing(extent);
     if packages.is_empty() {
         return Ok(());
     }
@@ -57,7 +95,7 @@ pub(crate) fn install() -> Result<()> {
         apt_get(&["update"], &[])?;
         apt_get(&["install", "--yes", "--no-install-recommends"], &packages)?;
     }
-    let still = missing();
+    let still = missing(extent);
     if !still.is_empty() {
         bail!(
             "apt-get succeeded, yet {} is not to be found",
@@ -67,14 +105,22 @@ pub(crate) fn install() -> Result<()> {
     Ok(())
 }
 
-fn missing() -> Vec<&'static str> {
-    let mut packages: Vec<&str> = PROGRAMS
+fn missing(extent: Extent) -> Vec<&'static str> {
+    let more = match extent {
+        Extent::Lab => &[],
+        Extent::Cluster => CLUSTER,
+    };
+    let mut packages: Vec<&str> = LAB
         .iter()
+        .chain(more)
         .filter(|(name, _)| !program::is_installed(name))
         .map(|(_, package)| *package)
         .collect();
     if program::cni_folder().is_none() {
         packages.push(PLUGINS);
+    }
+    if extent == Extent::Cluster && !program::has_static_busybox() {
+        packages.push(BUSYBOX);
     }
     packages
 }

@@ -7,8 +7,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use towpath_tests::lab::LAB_LOG;
 use towpath_tests::netns;
+use towpath_tests::run::LAB_LOG;
 use towpath_tests::skip::SKIP_LOG;
 
 use crate::cargo::{build_programs, cargo, root};

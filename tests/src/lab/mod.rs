@@ -16,22 +16,16 @@ mod node;
 mod pod;
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::hash::{BuildHasher as _, RandomState};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
 pub use node::Node;
 pub use pod::{Pod, PodPort, PodSpec};
 
-use crate::keeper::{FOLDER_PREFIX, Keeper};
 use crate::manifest::{self, Manifests};
 use crate::netns::Namespace;
-
-/// The variable that names a file in which each lab notes its prefix, so that a test run can look for remains.
-pub const LAB_LOG: &str = "TOWPATH_LAB_LOG";
+use crate::run::Run;
 
 /// Who carries packets between nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,16 +65,13 @@ impl Default for LabConfig {
 /// A cluster in namespaces. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Lab {
-    prefix: String,
-    folder: PathBuf,
-    /// The network between the nodes.
-    pub fabric: Namespace,
     nodes: Vec<Node>,
     pods: BTreeMap<String, Pod>,
     /// What the agents read.
     pub manifests: Manifests,
     started_pods: u32,
-    keeper: Keeper,
+    // Last, so that it removes what the others leave.
+    run: Run,
 }
 
 impl Lab {
@@ -89,38 +80,44 @@ impl Lab {
         if config.nodes > 26 {
             bail!("a lab has at most 26 nodes, one per letter");
         }
-        let (prefix, folder, keeper, mut fabric) = claim_prefix()?;
-        fabric.release();
-        node::set_up_fabric(&fabric, config)?;
-        let manifests = Manifests::create(&folder)?;
+        let run = Run::claim()?;
+        node::set_up_fabric(&run.fabric, config)?;
+        let manifests = Manifests::create(run.folder())?;
         let mut nodes = Vec::new();
         for index in 0..config.nodes {
-            nodes.push(Node::create(&prefix, index, config, &fabric, &folder)?);
+            nodes.push(Node::create(&run, index, config)?);
         }
         node::join(&nodes, config)?;
         for node in &nodes {
             manifests.write(&format!("node-{}", node.name), &manifest::node(node))?;
         }
         Ok(Self {
-            prefix,
-            folder,
-            fabric,
             nodes,
             pods: BTreeMap::new(),
             manifests,
             started_pods: 0,
-            keeper,
+            run,
         })
+    }
+
+    /// Prefix, folder and keeper.
+    pub fn run(&self) -> &Run {
+        &self.run
     }
 
     /// What every namespace of this lab starts with.
     pub fn prefix(&self) -> &str {
-        &self.prefix
+        self.run.prefix()
     }
 
     /// The lab's folder: manifests, address stores, sockets, logs.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.run.folder()
+    }
+
+    /// The network between the nodes.
+    pub fn fabric(&self) -> &Namespace {
+        &self.run.fabric
     }
 
     /// All nodes, node-a first.
@@ -167,7 +164,7 @@ impl Lab {
         }
         self.started_pods += 1;
         let node = self.node(&spec.node)?;
-        let pod = Pod::create(node, &self.prefix[2..], self.started_pods, spec)?;
+        let pod = Pod::create(node, &self.run.prefix()[2..], self.started_pods, spec)?;
         Ok(self.pods.entry(id).or_insert(pod))
     }
 
@@ -203,51 +200,11 @@ impl Lab {
         for pod in self.pods.values_mut() {
             pod.release();
         }
-        self.keeper.release()
+        self.run.release()
     }
 
     /// Removes everything, and says what went wrong, which a drop cannot.
-    pub fn close(mut self) -> Result<()> {
-        self.keeper.clean()
+    pub fn close(self) -> Result<()> {
+        self.run.close()
     }
-}
-
-/// Makes the fabric's namespace under a prefix that nobody has, and the keeper that watches over it.
-fn claim_prefix() -> Result<(String, PathBuf, Keeper, Namespace)> {
-    let random = RandomState::new();
-    for attempt in 0_u32..64 {
-        let prefix = format!("tp{:04x}", random.hash_one(attempt) & 0xffff);
-        let name = format!("{prefix}-fabric");
-        if Path::new(crate::netns::NAMESPACE_FOLDER)
-            .join(&name)
-            .exists()
-        {
-            continue;
-        }
-        // Making the namespace is the claim: it fails when another run was faster.
-        let Ok(namespace) = Namespace::create(&name) else {
-            if attempt < 3 {
-                continue;
-            }
-            // Not a name that was taken: say what is wrong.
-            return Err(Namespace::create(&name).expect_err("it has just failed"))
-                .context("cannot make network namespaces; are you root?");
-        };
-        let folder = tempfile::Builder::new()
-            .prefix(FOLDER_PREFIX)
-            .tempdir()?
-            .keep();
-        let keeper = Keeper::start(&prefix, &folder)?;
-        note_prefix(&prefix)?;
-        return Ok((prefix, folder, keeper, namespace));
-    }
-    bail!("no free prefix for network namespaces; are labs left over? see ip netns")
-}
-
-fn note_prefix(prefix: &str) -> Result<()> {
-    if let Some(path) = std::env::var_os(LAB_LOG) {
-        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        writeln!(file, "{prefix}")?;
-    }
-    Ok(())
 }

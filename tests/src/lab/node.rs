@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Backend, LabConfig};
 use crate::cni::Plugins;
 use crate::netns::Namespace;
+use crate::run::Run;
 
 /// MTU of the fabric.
 const FABRIC_MTU: u16 = 1500;
@@ -36,20 +36,14 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn create(
-        prefix: &str,
-        index: usize,
-        config: &LabConfig,
-        fabric: &Namespace,
-        folder: &Path,
-    ) -> Result<Self> {
+    pub(super) fn create(run: &Run, index: usize, config: &LabConfig) -> Result<Self> {
         let index = u8::try_from(index).expect("a lab has at most 26 nodes");
         let name = format!("node-{}", char::from(b'a' + index));
-        let mut namespace = Namespace::create(&format!("{prefix}-{name}"))?;
+        let mut namespace = Namespace::create(&format!("{}-{name}", run.prefix()))?;
         namespace.release();
         let pod_cidrs = families(config, pod_cidr(index), pod_cidr6(index));
         let networks = families(config, network(), network6());
-        let data = folder.join(&name).join("networks");
+        let data = run.folder().join(&name).join("networks");
         std::fs::create_dir_all(&data)?;
         let mtu = match (config.backend, config.ipv6) {
             (Backend::HostGateway, _) => FABRIC_MTU,
@@ -68,7 +62,7 @@ impl Node {
             index,
         };
         node.set_sysctls(config)?;
-        node.connect(fabric)?;
+        node.connect(&run.fabric)?;
         if config.backend == Backend::Vxlan {
             node.add_tunnels()?;
         }

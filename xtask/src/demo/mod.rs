@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn tell(keep: bool) -> Result<()> {
     let mut lab = Lab::new(&LabConfig::default())?;
-    interrupt::clean_up_on_signal(&lab);
+    interrupt::clean_up_on_signal(lab.run());
     cast::enter(&mut lab)?;
     let mut story = Story::new(lab, if keep { 7 } else { 9 });
     story.opening()?;

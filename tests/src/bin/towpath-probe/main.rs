@@ -6,6 +6,7 @@
 
 mod attempt;
 mod connect;
+mod forward;
 mod raw;
 mod serve;
 mod stream;
@@ -36,8 +37,9 @@ fn run() -> Result<()> {
         "stream" => stream::run(&options),
         "send" => raw::send(&options),
         "capture" => raw::capture(),
+        "forward" => forward::run(&options),
         "keep" => keeper::keep(options.one("prefix")?, Path::new(options.one("folder")?)),
-        _ => bail!("verb {verb:?} is none of serve, connect, stream, send, capture, keep"),
+        _ => bail!("verb {verb:?} is none of serve, connect, stream, send, capture, forward, keep"),
     }
 }
 

@@ -1,0 +1,16 @@
+//! A real Kubernetes cluster in namespaces: servers built from Go modules, Debian's etcd and containerd.
+//!
+//! * [`ControlPlane`]: etcd, API server, controllers, scheduler; [`Alone`] when a test needs no nodes.
+//! * [`Api`]: the lab's own requests; [`Authority`]: certificates.
+//! * [`Daemon`]: a server with its log.
+
+mod api;
+mod certificates;
+mod control_plane;
+mod daemon;
+
+pub use api::{Answer, Api, objects};
+pub use certificates::{Authority, Identity};
+
+pub use control_plane::{Alone, ControlPlane, ControlPlaneConfig, Credential, View};
+pub use daemon::{Daemon, Recipe, START_PATIENCE};
