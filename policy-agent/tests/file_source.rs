@@ -227,6 +227,17 @@ fn a_directory_that_is_not_there_is_not_in_sync() {
 }
 
 #[test]
+fn a_path_cannot_break_the_line_of_a_reason() {
+    let loaded = load(Path::new("/nonexistent/a\n\u{1b}[2J"), Detail::Problems);
+
+    let SourceState::NotInSync { reason } = loaded.state else {
+        panic!("in sync")
+    };
+    assert!(!reason.contains(char::is_control), "{reason:?}");
+    assert!(reason.contains(r"/nonexistent/a\n\u{1b}[2J"), "{reason}");
+}
+
+#[test]
 fn a_file_too_large_is_refused_and_its_objects_kept() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("a.yaml");

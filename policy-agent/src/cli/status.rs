@@ -1,6 +1,7 @@
 //! `towpath status`.
 
 use clap::Args;
+use towpath_api::Place;
 
 use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, Output};
@@ -49,12 +50,11 @@ fn print(status: &Status, output: &mut Output) -> Result<(), CommandError> {
 }
 
 fn problem_text(problem: &Problem) -> String {
-    let line = if problem.line == 0 {
-        String::new()
-    } else {
-        format!(":{}", problem.line)
+    let place = Place {
+        file: problem.file.as_str().into(),
+        line: problem.line,
     };
-    let mut text = format!("{}{line}: {}: ", problem.file, problem.severity);
+    let mut text = format!("{place}: {}: ", problem.severity);
     for part in [&problem.object, &problem.path].into_iter().flatten() {
         text.push_str(part);
         text.push_str(": ");
@@ -213,6 +213,24 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_one_line_whatever_its_file_is_called() {
+        let problem = Problem {
+            severity: "error".to_owned(),
+            file: "d\n\u{1b}[31m/x.yaml".to_owned(),
+            line: 3,
+            object: Some("NetworkPolicy shop/web".to_owned()),
+            path: None,
+            message: "bad".to_owned(),
+            advice: "mend it".to_owned(),
+        };
+
+        assert_eq!(
+            problem_text(&problem),
+            r"d\n\u{1b}[31m/x.yaml:3: error: NetworkPolicy shop/web: bad; mend it"
+        );
+    }
 
     #[test]
     fn writes_figures_for_people() {

@@ -198,7 +198,7 @@ impl FileSource {
             Err(error) => {
                 self.is_lost = true;
                 return (
-                    self.lose(format!("cannot read {}: {error}", self.root.display())),
+                    self.lose(format!("cannot read {}: {error}", printable(&self.root))),
                     Vec::new(),
                 );
             }
@@ -210,7 +210,7 @@ impl FileSource {
         if is_another && listing.files.is_empty() && !self.files.is_empty() {
             let reason = format!(
                 "{} is another directory than before, and empty; put the manifests there, or restart",
-                self.root.display()
+                printable(&self.root)
             );
             return (self.lose(reason), Vec::new());
         }
@@ -298,6 +298,7 @@ impl FileSource {
     fn judge(&mut self) -> bool {
         let unread = || {
             let (name, error) = self.unreadable.first_key_value()?;
+            let name = printable(Path::new(&**name));
             Some(format!("cannot read {name}: {error}"))
         };
         let crowded = || {
@@ -425,7 +426,7 @@ impl FileSource {
         };
         self.findings = listing.unnamed.iter().take(FINDINGS).map(unnamed).collect();
         self.trouble = if let Some((path, error)) = listing.unreadable.first() {
-            Some(format!("cannot read {}: {error}", path.display()))
+            Some(format!("cannot read {}: {error}", printable(path)))
         } else if listing.is_too_large {
             Some(format!(
                 "there are more than {} manifest files",
@@ -434,6 +435,14 @@ impl FileSource {
         } else {
             None
         };
+    }
+}
+
+/// A path in a message: a place escapes what would break the line or the terminal.
+fn printable(path: &Path) -> Place {
+    Place {
+        file: Arc::from(path.to_string_lossy()),
+        line: 0,
     }
 }
 
