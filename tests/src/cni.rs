@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use ipnet::IpNet;
@@ -98,23 +98,8 @@ impl Plugins {
     }
 
     fn call(&self, node: &Namespace, sandbox: &Sandbox, verb: &str) -> Result<String> {
-        let identity = format!(
-            // The plugins refuse unknown keys without the first one.
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
-            sandbox.namespace, sandbox.name, sandbox.uid
-        );
-        let mut command = Command::new(self.folder.join("bridge"));
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", &sandbox.container)
-            .env("CNI_NETNS", &sandbox.path)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &self.folder)
-            .env("CNI_ARGS", identity)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let output = feed(node.spawn(&mut command)?, self.configuration.as_bytes())?;
+        let bridge = self.folder.join("bridge");
+        let output = invoke(node, &bridge, sandbox, verb, &self.configuration)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             // A plugin explains itself on stdout.
@@ -128,6 +113,33 @@ impl Plugins {
         }
         Ok(text)
     }
+}
+
+/// Calls a plugin as a runtime does; what it says is not looked at.
+pub fn invoke(
+    node: &Namespace,
+    plugin: &Path,
+    sandbox: &Sandbox,
+    verb: &str,
+    configuration: &str,
+) -> Result<Output> {
+    let identity = format!(
+        // The plugins refuse unknown keys without the first one.
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+        sandbox.namespace, sandbox.name, sandbox.uid
+    );
+    let mut command = Command::new(plugin);
+    command
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", &sandbox.container)
+        .env("CNI_NETNS", &sandbox.path)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", plugin.parent().unwrap_or(Path::new("/")))
+        .env("CNI_ARGS", identity)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    feed(node.spawn(&mut command)?, configuration.as_bytes())
 }
 
 fn parse(result: &Value) -> Result<Attachment> {

@@ -77,6 +77,8 @@ struct Held {
     at: Instant,
     /// What the pod's object listed when it was first seen with this claim: out of date from then on.
     replaced: Option<Vec<IpAddr>>,
+    /// Whether its pod's object was there in this run of the agent.
+    has_met: bool,
     /// Index of the interface that shows one of its addresses.
     seat: Option<u32>,
 }
@@ -186,6 +188,7 @@ impl CniClaims {
             number,
             at,
             replaced,
+            has_met: false,
             seat: None,
         });
     }
@@ -215,7 +218,7 @@ impl CniClaims {
     /// Forgets claims whose pod or interface has not come for long.
     pub(super) fn expire(&mut self, now: Instant, cluster: &Cluster) -> Vec<Update> {
         self.retain(cluster, |held| {
-            let is_settled = held.seat.is_some() && held.replaced.is_some();
+            let is_settled = held.seat.is_some() && held.has_met;
             is_settled || now.saturating_duration_since(held.at) < PATIENCE
         })
     }
@@ -307,7 +310,7 @@ impl OfPod {
         let in_force = self
             .held
             .iter()
-            .filter(|held| held.replaced.is_some() && held.seat.is_some());
+            .filter(|held| held.has_met && held.seat.is_some());
         match in_force.max_by_key(|held| held.number) {
             Some(held) => held.addresses(interfaces),
             None => self.listed.clone(),
@@ -337,12 +340,13 @@ impl Held {
                 && endpoint.node.as_deref() == Some(node)
         };
         if !endpoint.is_some_and(is_here) {
-            return if self.replaced.is_some() {
+            return if self.has_met {
                 Fate::Goes
             } else {
                 Fate::Stays
             };
         }
+        self.has_met = true;
         let is_confirmed = listed
             .iter()
             .any(|address| self.claim.addresses.contains(address));

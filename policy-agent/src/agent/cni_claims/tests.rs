@@ -372,15 +372,21 @@ fn a_restart_keeps_what_was_claimed_and_what_it_replaced() {
     world.interface(interface(5, &[5]));
     world.add(claim("c1", "web", 5));
 
-    let mut next = World::new();
-    next.claims.restore(world.claims.kept(), next.now);
-    next.upsert(pod("web", &[4]));
-    let unproven = next.addresses("web");
-    next.interface(interface(5, &[5]));
+    for is_source_first in [true, false] {
+        let mut next = World::new();
+        next.claims.restore(world.claims.kept(), next.now);
+        if is_source_first {
+            next.upsert(pod("web", &[4]));
+            assert_eq!(next.addresses("web"), [ip(4)], "not proven yet");
+            next.interface(interface(5, &[5]));
+        } else {
+            next.interface(interface(5, &[5]));
+            next.upsert(pod("web", &[4]));
+        }
 
-    assert_eq!(unproven, [ip(4)]);
-    assert_eq!(next.addresses("web"), [ip(5)]);
-    assert_eq!(next.claims.kept(), world.claims.kept());
+        assert_eq!(next.addresses("web"), [ip(5)], "{is_source_first}");
+        assert_eq!(next.claims.kept(), world.claims.kept());
+    }
 }
 
 /// One thing that happens in a walk.
