@@ -75,20 +75,33 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
 }
 
 fn forward(options: &LayoutOptions) -> Vec<Rule> {
-    let mut rules = input(options);
-    rules.push(jump("to_endpoint"));
+    let mut rules = passed_before(options);
+    rules.extend([jump("from_endpoint"), jump("to_endpoint")]);
     rules
 }
 
 /// Pod to its own node. The other way leaves by the output hook, which is not filtered: probes pass.
+///
+/// Whatever arrives here is for this node, be it broadcast, multicast or to an address that is so new that nobody has
+/// told us of it: the kernel unpacks all of that, so encapsulated packets of pods end before any look at addresses.
 fn input(options: &LayoutOptions) -> Vec<Rule> {
+    let mut rules = passed_before(options);
+    rules.extend(encapsulated(options).map(|rule| {
+        rule.within(Field::InputInterface, SetId::PodInterfaces)
+            .drop_for(DropReason::Encapsulation)
+    }));
+    rules.push(jump("from_endpoint"));
+    rules
+}
+
+/// What is not judged: packets of connections that were, and neighbour discovery.
+fn passed_before(options: &LayoutOptions) -> Vec<Rule> {
     let mut rules = established(options);
     rules.push(
         RuleBuilder::new()
             .one_of(Field::Icmpv6Type, &numbers(&NEIGHBOUR_TYPES))
             .verdict(RuleVerdict::Accept),
     );
-    rules.push(jump("from_endpoint"));
     rules
 }
 
@@ -138,25 +151,31 @@ fn from_endpoint() -> Vec<Rule> {
 /// 2. A known source is judged, or left alone when nothing restricts it.
 /// 3. An unknown source is dropped.
 fn from_pod(options: &LayoutOptions) -> Vec<Rule> {
-    let mut rules = vec![
-        RuleBuilder::new()
-            .one_of(Field::L4Proto, &numbers(&TUNNELS))
-            .verdict(jump_to("encapsulation")),
-        RuleBuilder::new()
-            .is(Field::L4Proto, Value::U8(UDP))
-            .is(Field::DestinationPort, Value::U16(options.overlay_port))
-            .verdict(jump_to("encapsulation")),
+    let mut rules: Vec<Rule> = encapsulated(options)
+        .map(|rule| rule.verdict(jump_to("encapsulation")))
+        .into();
+    rules.extend([
         known(Direction::Egress, IpVersion::V4),
         RuleBuilder::new()
             .one_of(Field::Icmpv6Type, &numbers(&ADVERTISEMENT_TYPES))
             .drop_for(DropReason::Advertisement),
         known(Direction::Egress, IpVersion::V6),
-    ];
+    ]);
     if options.dhcp {
         rules.push(dhcp_request(RuleBuilder::new()));
     }
     rules.push(RuleBuilder::new().drop_for(DropReason::Unknown));
     rules
+}
+
+/// Packets that carry others: by their protocol, or by the overlay's port.
+fn encapsulated(options: &LayoutOptions) -> [RuleBuilder; 2] {
+    [
+        RuleBuilder::new().one_of(Field::L4Proto, &numbers(&TUNNELS)),
+        RuleBuilder::new()
+            .is(Field::L4Proto, Value::U8(UDP))
+            .is(Field::DestinationPort, Value::U16(options.overlay_port)),
+    ]
 }
 
 /// Judges the destination: the ingress side.

@@ -21,8 +21,9 @@ use towpath_tests::require;
 use node::{Case, Fate, Node};
 use towpath_tests::frame::{ethernet, ipv4};
 use world::{
-    A, A6, B, B6, BRIDGE_MAC, FOREIGN, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN, MAC_R, NODE, NODE6,
-    OPEN, OUTSIDE, R, STRANGER, icmp_echo, icmp_unreachable, ip, tcp, udp, udp6, with_priority,
+    A, A6, ALL_HOSTS, B, B6, BRIDGE_MAC, EVERYBODY, FOREIGN, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN,
+    MAC_R, NODE, NODE6, OPEN, OUTSIDE, R, STRANGER, icmp_echo, icmp_unreachable, ip, tcp, udp,
+    udp6, with_priority,
 };
 
 const POLICY: Fate = Fate::Dropped(TableId::Inet, "policy");
@@ -256,6 +257,37 @@ fn encapsulated_packets_do_not_reach_nodes() {
             "v6 vxlan",
             "pa",
             udp6(MAC_A, BRIDGE_MAC, A6, NODE6, 8472),
+            ENCAPSULATION,
+        ),
+        // The kernel unpacks what is for everybody, too.
+        case(
+            "vxlan to everybody",
+            "pa",
+            udp(MAC_A, BRIDGE_MAC, A, EVERYBODY, 8472),
+            ENCAPSULATION,
+        ),
+        case(
+            "vxlan to the network's broadcast address",
+            "pa",
+            udp(MAC_A, BRIDGE_MAC, A, ip("10.244.1.255"), 8472),
+            ENCAPSULATION,
+        ),
+        case(
+            "vxlan to all hosts",
+            "pa",
+            udp(MAC_A, BRIDGE_MAC, A, ALL_HOSTS, 8472),
+            ENCAPSULATION,
+        ),
+        case(
+            "v6 vxlan to all hosts",
+            "pa",
+            udp6(MAC_A, BRIDGE_MAC, A6, "ff02::1", 8472),
+            ENCAPSULATION,
+        ),
+        case(
+            "GRE to everybody",
+            "pa",
+            tunnel(BRIDGE_MAC, EVERYBODY, 47),
             ENCAPSULATION,
         ),
         case(
