@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, ErrorKind, IsTerminal, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -56,6 +57,7 @@ impl Done {
 
 pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> {
     let socket = &arguments.socket.socket;
+    has_socket(socket)?;
     if client::is_served(socket) {
         let socket = socket.clone();
         return Err(CommandError::Running { socket });
@@ -136,22 +138,36 @@ fn restore_bridges(state: &StateDirectory) -> Result<Vec<Done>, CommandError> {
     Ok(done)
 }
 
+/// Whether a socket stands here. Anything else of that name is not ours, and must not be removed.
+fn has_socket(socket: &Path) -> Result<bool, CommandError> {
+    let place = socket.display();
+    match fs::symlink_metadata(socket) {
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(CommandError::Usage(format!(
+            "{place} is no socket; correct --socket"
+        ))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(CommandError::Failed(format!(
+            "cannot look at the socket {place}: {error}"
+        ))),
+    }
+}
+
 /// Removes a socket that nobody serves, and its directory when that is empty.
 fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
-    match fs::remove_file(socket) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(CommandError::Output(error)),
+    if !has_socket(socket)? {
+        return Ok(None);
     }
+    let place = socket.display();
+    fs::remove_file(socket).map_err(|error| {
+        CommandError::Failed(format!("cannot remove the socket {place}: {error}"))
+    })?;
     if socket == Path::new(crate::agent::config::DEFAULT_SOCKET)
         && let Some(directory) = socket.parent()
     {
         fs::remove_dir(directory).ok();
     }
-    Ok(Some(Done::new(
-        "removed",
-        format!("socket {}", socket.display()),
-    )))
+    Ok(Some(Done::new("removed", format!("socket {place}"))))
 }
 
 fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
@@ -160,4 +176,27 @@ fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
     }
     done.iter()
         .try_for_each(|done| output.line(&format!("{} {}", done.action, done.object)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_a_socket_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, file) = (directory.path().join("s"), directory.path().join("f"));
+        drop(UnixListener::bind(&socket).unwrap());
+        fs::write(&file, "precious").unwrap();
+
+        let done = remove_socket(&socket).unwrap().unwrap();
+        let error = remove_socket(&file).unwrap_err();
+
+        assert_eq!((done.action, socket.exists()), ("removed", false));
+        assert_eq!(error.exit(), Exit::Usage, "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        assert_eq!(remove_socket(&socket).unwrap(), None);
+    }
 }
