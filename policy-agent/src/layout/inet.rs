@@ -74,9 +74,17 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
     chains
 }
 
+/// Neighbour discovery is of one link, so only what a bridge forwards is: routed, it would be a way around policy.
 fn forward(options: &LayoutOptions) -> Vec<Rule> {
-    let mut rules = passed_before(options);
-    rules.extend([jump("from_endpoint"), jump("to_endpoint")]);
+    let mut rules = established(options);
+    rules.extend([
+        neighbour_discovery()
+            .within(Field::InputInterface, SetId::PodInterfaces)
+            .within(Field::OutputInterface, SetId::PodInterfaces)
+            .verdict(RuleVerdict::Accept),
+        jump("from_endpoint"),
+        jump("to_endpoint"),
+    ]);
     rules
 }
 
@@ -85,7 +93,8 @@ fn forward(options: &LayoutOptions) -> Vec<Rule> {
 /// Whatever arrives here is for this node, be it broadcast, multicast or to an address that is so new that nobody has
 /// told us of it: the kernel unpacks all of that, so encapsulated packets of pods end before any look at addresses.
 fn input(options: &LayoutOptions) -> Vec<Rule> {
-    let mut rules = passed_before(options);
+    let mut rules = established(options);
+    rules.push(neighbour_discovery().verdict(RuleVerdict::Accept));
     rules.extend(encapsulated(options).map(|rule| {
         rule.within(Field::InputInterface, SetId::PodInterfaces)
             .drop_for(DropReason::Encapsulation)
@@ -94,15 +103,9 @@ fn input(options: &LayoutOptions) -> Vec<Rule> {
     rules
 }
 
-/// What is not judged: packets of connections that were, and neighbour discovery.
-fn passed_before(options: &LayoutOptions) -> Vec<Rule> {
-    let mut rules = established(options);
-    rules.push(
-        RuleBuilder::new()
-            .one_of(Field::Icmpv6Type, &numbers(&NEIGHBOUR_TYPES))
-            .verdict(RuleVerdict::Accept),
-    );
-    rules
+/// It passes before policy: without it a link does not work.
+fn neighbour_discovery() -> RuleBuilder {
+    RuleBuilder::new().one_of(Field::Icmpv6Type, &numbers(&NEIGHBOUR_TYPES))
 }
 
 /// Packets of connections that were judged before.

@@ -19,11 +19,11 @@ use towpath_tests::netns::run;
 use towpath_tests::require;
 
 use node::{Case, Fate, Node};
-use towpath_tests::frame::{ethernet, ipv4};
+use towpath_tests::frame::{ethernet, icmpv6, ipv4};
 use world::{
     A, A6, ALL_HOSTS, B, B6, BRIDGE_MAC, EVERYBODY, FOREIGN, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN,
-    MAC_R, NODE, NODE6, OPEN, OUTSIDE, R, STRANGER, icmp_echo, icmp_unreachable, ip, tcp, udp,
-    udp6, with_priority,
+    MAC_R, MARK, NODE, NODE6, OPEN, OUTSIDE, R, STRANGER, icmp_echo, icmp_unreachable, ip, ip6,
+    packet, tcp, udp, udp6, with_priority,
 };
 
 const POLICY: Fate = Fate::Dropped(TableId::Inet, "policy");
@@ -307,6 +307,34 @@ fn encapsulated_packets_do_not_reach_nodes() {
             "out",
             udp(FOREIGN_MAC, BRIDGE_MAC, OUTSIDE, NODE, 8472),
             Fate::Input,
+        ),
+    ]);
+}
+
+/// Neighbour discovery is of one link. What is routed under its name would be a way around every policy.
+#[test]
+fn neighbour_discovery_passes_on_its_link_and_is_judged_elsewhere() {
+    require!("layout", Root, Nft, BridgeNetfilter, Ipv6);
+    let node = Node::start().unwrap();
+    let solicitation = |from, to, source: &str| {
+        let (source, destination) = (ip6(source), ip6(B6));
+        let body = [&[0; 4][..], &destination.octets(), MARK].concat();
+        let message = icmpv6(source, destination, 135, &body);
+        packet(from, to, (source.into(), destination.into()), 58, &message)
+    };
+
+    node.check(&[
+        case(
+            "from a neighbour",
+            "pa",
+            solicitation(MAC_A, MAC_B, A6),
+            Fate::Delivered,
+        ),
+        case(
+            "from elsewhere",
+            "out",
+            solicitation(FOREIGN_MAC, BRIDGE_MAC, "2001:db8::9"),
+            POLICY,
         ),
     ]);
 }

@@ -29,8 +29,8 @@ use towpath_tests::netns::{Namespace, isolated};
 use towpath_tests::wait::{PATIENCE, until};
 
 use super::world::{
-    B, BRIDGE_MAC, FENCE, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN, MAC_R, MAC_UNBOUND, MAC_W, MAC_Z,
-    MARK, facts, fence, tables,
+    B, B6, BRIDGE_MAC, FENCE, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN, MAC_R, MAC_UNBOUND, MAC_W,
+    MAC_Z, MARK, facts, fence, tables,
 };
 
 /// What becomes of a frame.
@@ -403,6 +403,7 @@ fn neighbours() -> String {
     [
         ("10.244.1.3", MAC_B, "cni0"),
         ("10.244.1.77", MAC_B, "cni0"),
+        (B6, MAC_B, "cni0"),
         ("192.0.2.9", FOREIGN_MAC, "eth0"),
         ("198.51.100.9", WIRES[7].2, "eth1"),
         ("10.244.1.11", MAC_W, "w1"),
