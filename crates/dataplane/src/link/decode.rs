@@ -24,6 +24,7 @@ pub(super) const IFLA_MASTER: u16 = 10;
 pub(super) const IFLA_LINKINFO: u16 = 18;
 pub(super) const IFLA_EXT_MASK: u16 = 29;
 pub(super) const IFLA_LINK_NETNSID: u16 = 37;
+pub(super) const IFLA_XDP: u16 = 43;
 pub(super) const IFLA_TARGET_NETNSID: u16 = 46;
 pub(super) const IFLA_INFO_KIND: u16 = 1;
 pub(super) const IFLA_INFO_DATA: u16 = 2;
@@ -184,7 +185,7 @@ pub(super) fn address(payload: &[u8]) -> Option<AddressRecord> {
 }
 
 /// An address of a netlink family, if it has the right length.
-fn ip(family: u8, value: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(family: u8, value: &[u8]) -> Option<IpAddr> {
     match family {
         AF_INET => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
         AF_INET6 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),

@@ -11,6 +11,8 @@ mod decode;
 mod error;
 mod inventory;
 mod model;
+mod neighbours;
+mod programs;
 mod scan;
 pub(crate) mod socket;
 pub(crate) mod wake;
@@ -24,6 +26,8 @@ pub use model::{
     BridgeSettings, HostAddress, Interface, NamespaceId, Peer, PeerFacts, PodFilter, PodInterface,
     Scan, Snapshot,
 };
+pub use neighbours::{ForwardingEntry, Neighbour, Route};
+pub use programs::{AttachedProgram, ProgramHook};
 pub use scan::Scanner;
 pub use wake::{Awake, Sleeper, Waker};
 pub(crate) use watch::enlarge_buffer;

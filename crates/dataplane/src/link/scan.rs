@@ -294,10 +294,22 @@ impl Scanner {
         found: &mut T,
         each: impl Fn(&mut T, &[u8]),
     ) -> Result<Outcome, NetlinkError> {
+        self.listed_kinds(object, &[RTM_NEWLINK, RTM_NEWADDR], request, found, each)
+    }
+
+    /// The same for messages of these kinds.
+    pub(super) fn listed_kinds<T: Default>(
+        &mut self,
+        object: fmt::Arguments<'_>,
+        kinds: &[u16],
+        request: impl Fn() -> Request,
+        found: &mut T,
+        each: impl Fn(&mut T, &[u8]),
+    ) -> Result<Outcome, NetlinkError> {
         for _ in 0..ATTEMPTS {
             *found = T::default();
             let outcome = self.socket.exchange("list", object, request(), |message| {
-                if matches!(message.kind, RTM_NEWLINK | RTM_NEWADDR) {
+                if kinds.contains(&message.kind) {
                     each(found, message.payload);
                 }
             })?;
@@ -329,7 +341,7 @@ impl PeerFacts {
 }
 
 /// A request for one interface or, with 0 and the flag for it, all.
-fn links_request(index: u32, flags: u16) -> Request {
+pub(super) fn links_request(index: u32, flags: u16) -> Request {
     Request::new(RTM_GETLINK, flags, &decode::link_header(index))
         .attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes())
 }

@@ -15,6 +15,7 @@ mod encode;
 mod expression;
 pub mod fake;
 mod field;
+mod flowtables;
 mod json;
 mod listing;
 pub mod monitor;
@@ -34,6 +35,7 @@ pub use command::CommandBackend;
 pub use compare::ChainRules;
 pub use delta_tracker::DeltaTracker;
 pub use fake::FakeKernel;
+pub use flowtables::{Flowtable, flowtables};
 pub use monitor::{Commit, Heard, Monitor, RulesetEvent};
 pub use netlink::{Features, NetlinkBackend};
 pub use object::{
