@@ -9,6 +9,7 @@
 
 pub mod annotations;
 pub mod backend;
+pub mod detect;
 pub mod etcd;
 pub mod facts;
 mod family;
@@ -16,8 +17,10 @@ mod fault;
 pub mod finding;
 mod json;
 pub mod lease;
+pub mod merger;
 pub mod net_conf;
 mod node;
+pub mod source;
 pub mod subnet_env;
 
 pub use facts::{FlannelFacts, Inputs, Link};
