@@ -21,7 +21,7 @@ use super::cni_claims::{Attachment, Claim, Kept, MOST_CLAIMS, pod_id};
 /// Name of the claims' file in the state directory.
 pub(super) const CLAIMS: &str = "cni-claims.json";
 /// Name of the queue in the state directory; the plugin writes it.
-pub(super) const QUEUE: &str = "cni-deletions";
+pub const QUEUE: &str = "cni-deletions";
 /// More than so many claims, or lines of the queue, can have.
 const MOST_BYTES: u64 = 4 << 20;
 const MOST_LINES: usize = 256;

@@ -49,6 +49,7 @@ use tracing::{error, info, warn};
 
 use self::backend::{Opened, TablesError};
 use self::cni::{Cni, CniRequest};
+pub use self::cni_store::QUEUE as CNI_QUEUE;
 use self::cni_store::{ClaimStore, drain_queue};
 use self::config::Config;
 use self::event::{ApplierNews, Event, QUEUE};

@@ -10,6 +10,7 @@ use towpath_runtime::config::ConfigError;
 use towpath_runtime::logs::LogError;
 
 use super::client::ClientError;
+use super::cni::InstallError;
 use crate::agent::AgentError;
 use crate::agent::backend::TablesError;
 use crate::agent::state::StateError;
@@ -74,6 +75,9 @@ pub enum CommandError {
     /// The kernel's tables cannot be used.
     #[error(transparent)]
     Tables(#[from] TablesError),
+    /// The CNI plugin cannot be installed or removed.
+    #[error(transparent)]
+    Cni(#[from] InstallError),
     /// An agent runs.
     #[error("an agent runs and serves {}; stop it first", socket.display())]
     Running {
@@ -104,6 +108,7 @@ impl CommandError {
             | Self::State(_)
             | Self::Link(_)
             | Self::Change(_)
+            | Self::Cni(_)
             | Self::Tables(_)
             | Self::Agent(_) => Exit::Failed,
         }

@@ -5,6 +5,7 @@
 
 pub mod arguments;
 mod client;
+mod cni;
 mod completions;
 mod error;
 mod explain;
@@ -60,6 +61,8 @@ enum Command {
     Status(status::StatusArguments),
     /// Lists what the agent of this node has.
     Get(get::GetArguments),
+    /// Chains the CNI plugin on this node, or takes it away.
+    Cni(cni::CniArguments),
     /// Removes everything that the agent of this host ever changed. Opens the node.
     Uninstall(uninstall::UninstallArguments),
     /// Prints the completion script of a shell.
@@ -200,6 +203,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Render(arguments) => render::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
+        Command::Cni(arguments) => cni::run(&arguments),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Completions(arguments) => completions::print(
             arguments,

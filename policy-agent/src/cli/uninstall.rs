@@ -12,7 +12,7 @@ use towpath_dataplane::nft::NetlinkBackend;
 
 use super::error::{CommandError, Exit};
 use super::output::{Format, Output};
-use super::{OutputArguments, SocketArguments, client};
+use super::{OutputArguments, SocketArguments, client, cni};
 use crate::agent::backend::refuse_owned;
 use crate::agent::config::DEFAULT_STATE_DIRECTORY;
 use crate::agent::state::StateDirectory;
@@ -31,6 +31,10 @@ pub(super) struct UninstallArguments {
         value_name = "DIR"
     )]
     state_directory: PathBuf,
+    /// Leave the program of the CNI plugin: a runtime that remembers the chain of each pod needs it until these pods
+    /// are gone.
+    #[arg(long)]
+    keep_cni_program: bool,
     #[command(flatten)]
     socket: SocketArguments,
     #[command(flatten)]
@@ -40,14 +44,14 @@ pub(super) struct UninstallArguments {
 /// One thing that was undone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Done {
+pub(super) struct Done {
     /// `removed`, `restored` or `absent`.
     action: &'static str,
     object: String,
 }
 
 impl Done {
-    fn new(action: &'static str, object: impl Into<String>) -> Self {
+    pub(super) fn new(action: &'static str, object: impl Into<String>) -> Self {
         Self {
             action,
             object: object.into(),
@@ -66,7 +70,12 @@ pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> 
     // The lock also refuses while an agent runs under another socket.
     let has_state = arguments.state_directory.exists();
     let state = StateDirectory::open(&arguments.state_directory)?;
-    let mut done = remove_tables()?;
+    // First, so that no new pod waits for an agent that is not to come back.
+    let mut done = cni::done(cni::remove(
+        &arguments.state_directory,
+        arguments.keep_cni_program,
+    )?);
+    done.extend(remove_tables()?);
     done.extend(restore_bridges(&state)?);
     state.remove()?;
     if has_state {
@@ -170,7 +179,7 @@ fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
     Ok(Some(Done::new("removed", format!("socket {place}"))))
 }
 
-fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
+pub(super) fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
     if output.format() != Format::Table {
         return output.value(&done);
     }
