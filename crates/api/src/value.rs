@@ -5,9 +5,12 @@
 //! the first error and forget the rest of the object, of which we still need the subject to close it.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use crate::limits;
 
 /// A value of a document, with the line where it begins (0 when it did not come from a text).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,20 +173,34 @@ pub(crate) fn repeated_key(entries: &[(Cow<'_, str>, Value<'_>)]) -> Option<(usi
 
 impl<'de> Deserialize<'de> for Value<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor { is_skipped: false })
+        let left = Cell::new(limits::DOCUMENT_VALUES);
+        deserializer.deserialize_any(ValueVisitor {
+            is_skipped: false,
+            left: &left,
+        })
     }
 }
 
 /// Fills a tree from any serde format. The format's own limits (depth) apply; the caller bounds the input's size.
-struct ValueVisitor {
+#[derive(Clone, Copy)]
+struct ValueVisitor<'l> {
     /// Lists and maps are read and forgotten.
     is_skipped: bool,
+    /// How many more values the document may have.
+    left: &'l Cell<usize>,
 }
 
-impl<'de> serde::de::DeserializeSeed<'de> for ValueVisitor {
+impl<'de> serde::de::DeserializeSeed<'de> for ValueVisitor<'_> {
     type Value = Value<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        let Some(left) = self.left.get().checked_sub(1) else {
+            return Err(D::Error::custom(format_args!(
+                "the object has more than {} values",
+                limits::DOCUMENT_VALUES
+            )));
+        };
+        self.left.set(left);
         deserializer.deserialize_any(self)
     }
 }
@@ -198,7 +215,7 @@ fn scalar<'a>(text: impl Into<Cow<'a, str>>, is_plain: bool) -> Value<'a> {
     )
 }
 
-impl<'de> Visitor<'de> for ValueVisitor {
+impl<'de> Visitor<'de> for ValueVisitor<'_> {
     type Value = Value<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -247,7 +264,11 @@ impl<'de> Visitor<'de> for ValueVisitor {
             return Ok(Value::new(0, Content::Skipped));
         }
         let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
+        let item = ValueVisitor {
+            is_skipped: false,
+            ..self
+        };
+        while let Some(item) = items.next_element_seed(item)? {
             list.push(item);
         }
         Ok(Value::new(0, Content::List(list)))
@@ -265,6 +286,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
         while let Some(key) = items.next_key::<Cow<'de, str>>()? {
             let value = items.next_value_seed(ValueVisitor {
                 is_skipped: is_skipped(&key),
+                ..self
             })?;
             entries.push((key, value));
         }

@@ -3,7 +3,7 @@
 //! Threads, joined by one bounded queue into the graph and one merging slot out of it:
 //!
 //! * the main thread owns the calculation graph (`graph`);
-//! * `source` reads manifests, `link` watches interfaces, `nflog` hears of denied packets;
+//! * `source` reads manifests, or `kubernetes` follows an API server; `link` watches interfaces, `nflog` hears of denied packets;
 //! * the applier commits to the kernel;
 //! * `server` has the control socket, the probes and the metrics.
 //!
@@ -59,10 +59,11 @@ use self::metrics::Metrics;
 use self::monitor::MonitorThread;
 use self::nflog::NflogThread;
 use self::server::{Served, Server};
-use self::source::SourceFeed;
+use self::source::{OpenedSource, SourceFeed};
 use self::state::{StateDirectory, StateError};
 use self::thread::{Guard, spawn};
 use crate::applier::{Applier, ApplierHandle, ApplyError, Marker, Report};
+use crate::source::kubernetes::ConnectError;
 
 /// Name of the condition that holds while traffic between ports of pod bridges can be judged.
 const BRIDGE_NETFILTER: &str = "bridge netfilter";
@@ -85,6 +86,9 @@ pub enum AgentError {
     /// The kernel's tables cannot be used.
     #[error(transparent)]
     Tables(#[from] TablesError),
+    /// The API server cannot even be asked.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Changes by others cannot be heard.
     #[error("cannot listen to changes of nftables")]
     Monitor(#[source] CommitError),
@@ -116,6 +120,11 @@ impl AgentError {
         )
     }
 
+    /// Whether the configuration is of no use.
+    pub fn is_misconfigured(&self) -> bool {
+        matches!(self, Self::Connect(_))
+    }
+
     /// Whether the kernel lacks something.
     pub fn is_unsupported(&self) -> bool {
         match self {
@@ -123,7 +132,11 @@ impl AgentError {
             Self::Tables(error) => error.is_unsupported(),
             Self::Monitor(error) => matches!(error, CommitError::Unsupported { .. }),
             Self::Apply(error) => matches!(error, ApplyError::Unsupported(_)),
-            Self::State(_) | Self::Listen(_) | Self::Thread { .. } | Self::Panicked { .. } => false,
+            Self::State(_)
+            | Self::Listen(_)
+            | Self::Connect(_)
+            | Self::Thread { .. }
+            | Self::Panicked { .. } => false,
         }
     }
 }
@@ -180,6 +193,7 @@ impl Agent {
         F: Future<Output = ()> + Send + 'static,
     {
         let state = StateDirectory::open(&config.state_directory)?;
+        let source = config.source.as_ref().map(OpenedSource::open).transpose()?;
         let (sender, receiver) = sync_channel(QUEUE);
         let mut registry = Registry::with_prefix("towpath");
         let readiness = Readiness::default();
@@ -233,7 +247,9 @@ impl Agent {
             control,
             nflog: NflogThread::start(config.nflog_group, sender.clone())?,
             monitor: monitor(monitored, &sender)?,
-            source: source_feed(config, sender)?,
+            source: source
+                .map(|source| source.start(&config.node, sender))
+                .transpose()?,
             applier,
             applier_thread,
         };
@@ -334,17 +350,6 @@ fn monitor(
 ) -> Result<Option<MonitorThread>, AgentError> {
     own_port
         .map(|port| MonitorThread::start(port, sender.clone()))
-        .transpose()
-}
-
-fn source_feed(
-    config: &Config,
-    sender: SyncSender<Event>,
-) -> Result<Option<SourceFeed>, AgentError> {
-    config
-        .source
-        .as_ref()
-        .map(|source| SourceFeed::start(source, sender))
         .transpose()
 }
 

@@ -1,4 +1,4 @@
-//! The source of manifests as a feed of the graph.
+//! The source of objects as a feed of the graph.
 
 use std::sync::mpsc::SyncSender;
 
@@ -10,20 +10,34 @@ use super::event::{Event, SourceChange};
 use super::report::Problem;
 use super::thread::Guard;
 use crate::cli::arguments::SourceLocation;
+use crate::source::kubernetes::{ConnectError, KubernetesHandle, KubernetesSource};
 use crate::source::{Batch, Detail, FileSource, Finding, SourceState, WatchHandle};
 
-/// The running feed; dropping it ends it.
-pub(super) struct SourceFeed {
-    _handle: WatchHandle,
+/// A source that is not read yet.
+pub(super) enum OpenedSource {
+    File(FileSource),
+    Kubernetes(KubernetesSource),
 }
 
-impl SourceFeed {
+impl OpenedSource {
+    /// Looks at the configuration of the source, not at its objects.
+    pub(super) fn open(location: &SourceLocation) -> Result<Self, ConnectError> {
+        Ok(match location {
+            SourceLocation::File(directory) => {
+                Self::File(FileSource::open(directory, Detail::Problems))
+            }
+            SourceLocation::Kubernetes(kubeconfig) => {
+                Self::Kubernetes(KubernetesSource::open(kubeconfig.as_deref())?)
+            }
+        })
+    }
+
     /// Starts to read and to follow. Changes wait in the feed's own thread while the graph has enough to do.
     pub(super) fn start(
-        location: &SourceLocation,
+        self,
+        node: &str,
         sender: SyncSender<Event>,
-    ) -> Result<Self, AgentError> {
-        let SourceLocation::File(directory) = location;
+    ) -> Result<SourceFeed, AgentError> {
         let guard = Guard::new("source", sender.clone());
         let mut told = Vec::new();
         let emit = move |batch: Batch| {
@@ -33,15 +47,21 @@ impl SourceFeed {
             // When the graph is gone, the agent ends.
             sender.send(Event::Source(change(batch))).ok();
         };
-        let source = FileSource::open(directory, Detail::Problems);
-        let failed = |source| AgentError::Thread {
+        let handle = match self {
+            Self::File(source) => source.watch(emit).map(SourceFeed::File),
+            Self::Kubernetes(source) => source.watch(node, emit).map(SourceFeed::Kubernetes),
+        };
+        handle.map_err(|source| AgentError::Thread {
             name: "source",
             source,
-        };
-        Ok(Self {
-            _handle: source.watch(emit).map_err(failed)?,
         })
     }
+}
+
+/// The running feed; dropping it ends it.
+pub(super) enum SourceFeed {
+    File(#[expect(dead_code, reason = "held until it is dropped")] WatchHandle),
+    Kubernetes(#[expect(dead_code, reason = "held until it is dropped")] KubernetesHandle),
 }
 
 /// One line for each new fault, and one for each that is gone.

@@ -8,24 +8,22 @@ use serde::{Serialize, Serializer};
 use smol_str::SmolStr;
 use towpath_core::model::Protocol;
 
-/// Where manifests come from.
+/// Where objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceLocation {
     /// A directory of manifests.
     File(PathBuf),
-}
-
-impl SourceLocation {
-    /// The directory.
-    pub fn directory(&self) -> &std::path::Path {
-        let Self::File(directory) = self;
-        directory
-    }
+    /// An API server: that of a kubeconfig, or without one that of the cluster in which this process is a pod.
+    Kubernetes(Option<PathBuf>),
 }
 
 impl std::fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "file:{}", self.directory().display())
+        match self {
+            Self::File(directory) => write!(f, "file:{}", directory.display()),
+            Self::Kubernetes(None) => f.write_str("kubernetes"),
+            Self::Kubernetes(Some(kubeconfig)) => write!(f, "kubernetes:{}", kubeconfig.display()),
+        }
     }
 }
 
@@ -39,10 +37,17 @@ impl FromStr for SourceLocation {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.strip_prefix("file:") {
-            Some("") => Err("a directory is missing after file:".to_owned()),
-            Some(directory) => Ok(Self::File(directory.into())),
-            None => Err(format!("write file:{text} for a directory of manifests")),
+        if text == "kubernetes" {
+            return Ok(Self::Kubernetes(None));
+        }
+        match text.split_once(':') {
+            Some(("file", "")) => Err("a directory is missing after file:".to_owned()),
+            Some(("file", directory)) => Ok(Self::File(directory.into())),
+            Some(("kubernetes", "")) => Err("a kubeconfig is missing after kubernetes:".to_owned()),
+            Some(("kubernetes", kubeconfig)) => Ok(Self::Kubernetes(Some(kubeconfig.into()))),
+            _ => Err(format!(
+                "write file:{text} for a directory of manifests, kubernetes:KUBECONFIG for a cluster, or kubernetes inside of one"
+            )),
         }
     }
 }
@@ -228,8 +233,17 @@ mod tests {
 
     #[test]
     fn reads_sources() {
-        let source: SourceLocation = "file:examples/shop".parse().unwrap();
-        assert_eq!(source.to_string(), "file:examples/shop");
+        for text in [
+            "file:examples/shop",
+            "kubernetes",
+            "kubernetes:/etc/kubernetes/admin.conf",
+        ] {
+            let source: SourceLocation = text.parse().unwrap();
+            assert_eq!(source.to_string(), text);
+        }
+        for bad in ["file:", "kubernetes:", "etcd:x"] {
+            assert!(bad.parse::<SourceLocation>().is_err(), "{bad}");
+        }
         let advice = "examples/shop".parse::<SourceLocation>().unwrap_err();
         assert!(advice.contains("file:examples/shop"), "{advice}");
     }

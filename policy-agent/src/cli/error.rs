@@ -14,6 +14,7 @@ use super::cni::InstallError;
 use crate::agent::AgentError;
 use crate::agent::backend::TablesError;
 use crate::agent::state::StateError;
+use crate::source::kubernetes::LoadError;
 
 /// Exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub enum Exit {
     Unsupported,
     /// Another agent is at work on this node.
     InUse,
+    /// The API server refuses.
+    Refused,
 }
 
 impl From<Exit> for ExitCode {
@@ -37,7 +40,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Unsupported => 3,
-            Exit::InUse => 4,
+            Exit::InUse | Exit::Refused => 4,
         })
     }
 }
@@ -75,6 +78,9 @@ pub enum CommandError {
     /// The kernel's tables cannot be used.
     #[error(transparent)]
     Tables(#[from] TablesError),
+    /// The cluster cannot be read.
+    #[error(transparent)]
+    Cluster(#[from] LoadError),
     /// The CNI plugin cannot be installed or removed.
     #[error(transparent)]
     Cni(#[from] InstallError),
@@ -94,6 +100,9 @@ impl CommandError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) | Self::Config(_) | Self::Log(_) => Exit::Usage,
+            Self::Cluster(LoadError::Connect(_)) => Exit::Usage,
+            Self::Agent(error) if error.is_misconfigured() => Exit::Usage,
+            Self::Cluster(LoadError::Refused(_)) => Exit::Refused,
             Self::Agent(error) if error.is_unsupported() => Exit::Unsupported,
             Self::Tables(error) if error.is_unsupported() => Exit::Unsupported,
             Self::Agent(error) if error.is_in_use() => Exit::InUse,
@@ -110,6 +119,7 @@ impl CommandError {
             | Self::Change(_)
             | Self::Cni(_)
             | Self::Tables(_)
+            | Self::Cluster(LoadError::Failed(_))
             | Self::Agent(_) => Exit::Failed,
         }
     }

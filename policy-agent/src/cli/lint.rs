@@ -7,24 +7,37 @@ use clap::Args;
 use towpath_api::Severity;
 
 use super::OutputArguments;
+use super::arguments::SourceLocation;
 use super::error::{CommandError, Exit};
 use super::output::{Colour, Format, Output};
 use crate::lint::review;
-use crate::source::{Detail, Finding, Loaded, SourceState, load};
+use crate::source::{Detail, Finding, Loaded, SourceState, kubernetes, load};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LintArguments {
     /// Directory of manifests.
-    directory: String,
+    #[arg(required_unless_present = "source")]
+    directory: Option<String>,
+    /// Looks at a cluster instead: kubernetes:KUBECONFIG, or kubernetes inside of one.
+    #[arg(long, conflicts_with = "directory")]
+    source: Option<SourceLocation>,
     #[command(flatten)]
     output: OutputArguments,
 }
 
 /// Exit status 1 if there is an error.
 pub(super) fn run(arguments: &LintArguments) -> Result<Exit, CommandError> {
-    let directory = &arguments.directory;
-    let directory = Path::new(directory.strip_prefix("file:").unwrap_or(directory));
-    let loaded = load(directory, Detail::Everything);
+    let loaded = match (&arguments.directory, &arguments.source) {
+        (_, Some(SourceLocation::Kubernetes(kubeconfig))) => {
+            kubernetes::load(kubeconfig.as_deref())?
+        }
+        (_, Some(SourceLocation::File(directory))) => load(directory, Detail::Everything),
+        (directory, None) => {
+            let directory = directory.as_deref().unwrap_or_default();
+            let directory = Path::new(directory.strip_prefix("file:").unwrap_or(directory));
+            load(directory, Detail::Everything)
+        }
+    };
     let mut output = Output::stdout(arguments.output.format);
     let findings = review(&loaded);
     print(&findings, &mut output)?;

@@ -1,7 +1,8 @@
 //! The command line.
 //!
 //! Data goes to standard output, remarks and logs to standard error. Exit status: 0 done, 1 failed or a difference
-//! was found, 2 wrong usage or configuration, 3 the kernel lacks a feature, 4 another agent is at work.
+//! was found, 2 wrong usage or configuration, 3 the kernel lacks a feature, 4 another agent is at work or the
+//! API server refuses.
 
 pub mod arguments;
 mod client;
@@ -102,7 +103,7 @@ struct AgentArguments {
     node: Option<String>,
     #[arg(
         long,
-        help = "Where manifests come from, as file:DIR [env: TOWPATH_SOURCE]"
+        help = "Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster [env: TOWPATH_SOURCE]"
     )]
     source: Option<SourceLocation>,
     /// Configuration file in YAML; variables and flags override it.

@@ -23,7 +23,7 @@ use crate::render::render_text;
 pub(super) struct RenderArguments {
     #[arg(
         long,
-        help = "Where manifests come from, as file:DIR [env: TOWPATH_SOURCE]"
+        help = "Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster [env: TOWPATH_SOURCE]"
     )]
     source: Option<SourceLocation>,
     #[arg(long, help = "The node whose tables are meant [env: TOWPATH_NODE]")]

@@ -16,8 +16,8 @@ use super::{OutputArguments, remark, world};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct SimulateArguments {
-    /// Where manifests come from.
-    #[arg(long, env = "TOWPATH_SOURCE", value_name = "file:DIR")]
+    /// Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster.
+    #[arg(long, env = "TOWPATH_SOURCE")]
     source: SourceLocation,
     /// Print only the pairs whose verdict changes with this directory of manifests. Its objects are laid over those
     /// of the source; if it holds every endpoint of the source, it is compared as a whole.
@@ -30,7 +30,7 @@ pub(super) struct SimulateArguments {
     output: OutputArguments,
 }
 
-/// A directory, with or without `file:`.
+/// A directory, with or without `file:`, or the cluster of a kubeconfig.
 #[derive(Clone, Debug)]
 struct SourceLocationOrDirectory(SourceLocation);
 
@@ -38,7 +38,11 @@ impl std::str::FromStr for SourceLocationOrDirectory {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let location = text.parse().or_else(|_| format!("file:{text}").parse())?;
+        // A directory may be called kubernetes.
+        let location = match text.split_once(':') {
+            Some(_) => text.parse().or_else(|_| format!("file:{text}").parse())?,
+            None => SourceLocation::File(text.into()),
+        };
         Ok(Self(location))
     }
 }

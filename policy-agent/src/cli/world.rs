@@ -1,11 +1,11 @@
-//! Manifests as the state of a cluster, for commands that need no agent.
+//! Manifests, or what an API server has, as the state of a cluster, for commands that need no agent.
 
 use towpath_core::model::Cluster;
 
 use super::arguments::SourceLocation;
 use super::error::CommandError;
 use super::remark;
-use crate::source::{self, Detail, Loaded, SourceState};
+use crate::source::{self, Detail, Loaded, SourceState, kubernetes};
 
 /// Reads everything that is there. What is wrong is said on standard error, and the rest is used.
 pub(super) fn load(source: &SourceLocation) -> Result<Cluster, CommandError> {
@@ -14,7 +14,10 @@ pub(super) fn load(source: &SourceLocation) -> Result<Cluster, CommandError> {
         findings,
         state,
         ..
-    } = source::load(source.directory(), Detail::Problems);
+    } = match source {
+        SourceLocation::File(directory) => source::load(directory, Detail::Problems),
+        SourceLocation::Kubernetes(kubeconfig) => kubernetes::load(kubeconfig.as_deref())?,
+    };
     for finding in &findings {
         remark(&format!("towpath: {finding}"));
     }

@@ -9,6 +9,7 @@
 mod directory;
 mod file;
 mod finding;
+pub mod kubernetes;
 mod ledger;
 mod namespaces;
 mod pending;

@@ -61,6 +61,11 @@ pub(crate) fn convert_broken(value: &Value<'_>, syntax: Option<&SyntaxError>) ->
             });
         }
     };
+    convert_known(kind, value, faults)
+}
+
+/// Converts an object of a kind that is known from elsewhere: the API server leaves `kind` out of the items of a list.
+pub(crate) fn convert_known(kind: Kind, value: &Value<'_>, faults: Faults) -> Outcome {
     let (identity, converted) = convert_kind(kind, &Field::root(value, &faults));
     let errors = faults.errors();
     let faults = faults.into_vec();

@@ -19,8 +19,8 @@ use super::{OutputArguments, remark, world};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct ExplainArguments {
-    /// Where manifests come from.
-    #[arg(long, env = "TOWPATH_SOURCE", value_name = "file:DIR")]
+    /// Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster.
+    #[arg(long, env = "TOWPATH_SOURCE")]
     source: SourceLocation,
     /// Who connects: NAMESPACE/POD or an IP address.
     #[arg(long)]

@@ -1,0 +1,111 @@
+//! One object as the API server sends it: JSON, of a kind that is known from the request.
+//!
+//! The same tree, the same checks and the same conversion as for a manifest in a file. What differs: `kind` and
+//! `apiVersion` may be missing (items of a list have none), and there are no lines. The header is read on its own, so
+//! that an object that cannot be understood still has a name.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use crate::convert::{convert_known, syntax_fault};
+use crate::fault::{Complaint, Faults};
+use crate::outcome::{Kind, Outcome};
+use crate::value::{Content, Value};
+use crate::yaml::SyntaxError;
+
+/// What tells one object, and one version of it, from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header<'a> {
+    /// Its namespace; empty for a cluster-wide kind.
+    pub namespace: Cow<'a, str>,
+    /// Its name.
+    pub name: Cow<'a, str>,
+    /// Tells it from an earlier object of the same name; empty when the server does not say.
+    pub uid: Cow<'a, str>,
+    /// Its `resourceVersion`: larger is newer, across all kinds.
+    pub version: u64,
+}
+
+#[derive(Deserialize)]
+struct Outer<'a> {
+    #[serde(borrow)]
+    metadata: Option<Inner<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Inner<'a> {
+    #[serde(borrow, default)]
+    namespace: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    uid: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    resource_version: Option<Cow<'a, str>>,
+}
+
+/// Reads the header of an object; why there is none, if it cannot be told which object this is.
+pub fn read_header(bytes: &[u8]) -> Result<Header<'_>, String> {
+    let outer: Outer<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let inner = outer.metadata.unwrap_or_default();
+    let version = inner.resource_version.as_deref().unwrap_or_default();
+    let version = version
+        .parse()
+        .map_err(|_| format!("the resourceVersion {version:?} is no number"))?;
+    let name = inner.name.filter(|name| is_path_segment(name));
+    let namespace = inner.namespace.unwrap_or_default();
+    if !namespace.is_empty() && !is_path_segment(&namespace) {
+        return Err("the namespace could not stand in a path".to_owned());
+    }
+    Ok(Header {
+        namespace,
+        name: name.ok_or("the object has no name that could stand in a path")?,
+        uid: inner.uid.unwrap_or_default(),
+        version,
+    })
+}
+
+/// What the API server demands of every name.
+fn is_path_segment(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%'])
+}
+
+/// Reads one object of this kind. A text that is no object is a bad object of the header's name, and as such closes
+/// what it would have protected.
+pub fn read_json(kind: Kind, header: &Header<'_>, bytes: &[u8]) -> Outcome {
+    let faults = Faults::default();
+    match serde_json::from_slice::<Value<'_>>(bytes) {
+        Ok(value) => convert_known(kind, &value, faults),
+        Err(error) => {
+            let complaint = Complaint::new(
+                format!("the object cannot be read: {error}"),
+                "look at it with kubectl get -o json, and replace it",
+            );
+            faults.push(syntax_fault(&SyntaxError { line: 0, complaint }));
+            convert_known(kind, &header_only(header), faults)
+        }
+    }
+}
+
+/// The object as far as its header tells, with an end that could not be read.
+fn header_only<'a>(header: &'a Header<'_>) -> Value<'a> {
+    let text = |text: &'a str| {
+        let content = Content::Scalar {
+            text: text.into(),
+            is_plain: false,
+        };
+        Value::new(0, content)
+    };
+    let mut metadata = vec![("name".into(), text(&header.name))];
+    if !header.namespace.is_empty() {
+        metadata.push(("namespace".into(), text(&header.namespace)));
+    }
+    let metadata = Value::new(0, Content::Map(metadata));
+    Value {
+        line: 0,
+        is_broken: true,
+        content: Content::Map(vec![("metadata".into(), metadata)]),
+    }
+}
