@@ -1,8 +1,12 @@
 //! The address plan of a lab.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use anyhow::Result;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::netns::Namespace;
 
 /// Who has which addresses. Node numbers begin with 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,16 +85,31 @@ impl Addresses {
     /// The networks of Services, IPv4 first.
     pub fn services(&self) -> Vec<IpNet> {
         let v4 = Ipv4Net::new_assert(Ipv4Addr::new(10, self.services, 0, 0), 16);
-        let v6 = Ipv6Addr::new(0xfd00, 0x96, u16::from(self.services), 0, 0, 0, 0, 0);
+        let v6 = Ipv6Addr::new(0xfd00, 0x96, same_digits(self.services), 0, 0, 0, 0, 0);
         self.families(v4, Ipv6Net::new_assert(v6, 112))
     }
 
+    /// Makes the bridge between the nodes, with the fabric's addresses.
+    pub fn set_up(&self, fabric: &Namespace) -> Result<()> {
+        let mut lines = "link add br-lab type bridge\n".to_owned();
+        for address in self.fabric() {
+            let more = if address.addr().is_ipv6() {
+                " nodad"
+            } else {
+                ""
+            };
+            let _ = writeln!(lines, "address add {address} dev br-lab{more}");
+        }
+        lines.push_str("link set br-lab up\n");
+        fabric.ip_batch(&lines)
+    }
+
     fn node6(&self, part: u16) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x77, u16::from(self.fabric), 0, 0, 0, 0, part)
+        Ipv6Addr::new(0xfd00, same_digits(self.fabric), 0, 0, 0, 0, 0, part)
     }
 
     fn pod6(&self, part: u16) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x10, u16::from(self.pods), part, 0, 0, 0, 0)
+        Ipv6Addr::new(0xfd00, 0x10, same_digits(self.pods), part, 0, 0, 0, 0)
     }
 
     fn families<T>(&self, v4: impl Into<T>, v6: impl Into<T>) -> Vec<T> {
@@ -102,9 +121,25 @@ impl Addresses {
     }
 }
 
+/// The number whose hexadecimal digits are the decimal ones of this: 244 is 0x244.
+fn same_digits(number: u8) -> u16 {
+    let number = u16::from(number);
+    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn usual_plan_is_the_one_of_the_documentation() {
+        let plan = Addresses::usual(true);
+
+        let shown: Vec<String> = plan.pod_cidrs(0).iter().map(ToString::to_string).collect();
+
+        assert_eq!(shown, ["10.244.1.0/24", "fd00:10:244:1::/64"]);
+        assert_eq!(plan.node(1)[1].to_string(), "fd00:77::2");
+    }
 
     #[test]
     fn plans_of_runs_differ_and_networks_never_meet() {

@@ -59,7 +59,7 @@ impl Agent {
         command
             .args(["agent", "--node", node])
             .arg("--source")
-            .arg(format!("file:{}", lab.manifests.folder().display()))
+            .arg(lab.source(node)?)
             .arg("--socket")
             .arg(&socket)
             .arg("--state-dir")

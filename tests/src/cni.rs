@@ -10,12 +10,36 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::netns::{Namespace, feed};
-use crate::program;
+use crate::{program, tools};
 
 /// The name of Flannel's network, as in its stock configuration.
 pub const NETWORK_NAME: &str = "cbr0";
 /// The bridge that Flannel's configuration asks for.
 pub const BRIDGE: &str = "cni0";
+
+/// Whose plugins are called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PluginSet {
+    /// The system's; Debian has 1.1.1, which speaks CNI up to 1.0.
+    #[default]
+    System,
+    /// 1.9.1, built with the test bed's tools: CNI up to 1.1.
+    Module,
+}
+
+impl PluginSet {
+    /// The folder that holds `bridge`, `host-local` and the others.
+    pub fn folder(self) -> Result<PathBuf> {
+        match self {
+            Self::System => program::cni_folder().ok_or_else(|| {
+                anyhow!("no CNI plugins; install the Debian package containernetworking-plugins")
+            }),
+            Self::Module => tools::plugin_folder().ok_or_else(|| {
+                anyhow!("the CNI plugins are not built yet; cargo xtask setup builds them")
+            }),
+        }
+    }
+}
 
 /// The plugin chain of one node.
 #[derive(Debug)]
@@ -54,10 +78,13 @@ pub struct Attachment {
 
 impl Plugins {
     /// The chain of a node with these pod CIDRs in these cluster networks; `data` keeps the given addresses.
-    pub fn new(pod_cidrs: &[IpNet], networks: &[IpNet], mtu: u16, data: &Path) -> Result<Self> {
-        let folder = program::cni_folder().ok_or_else(|| {
-            anyhow!("no CNI plugins; install the Debian package containernetworking-plugins")
-        })?;
+    pub fn new(
+        set: PluginSet,
+        pod_cidrs: &[IpNet],
+        networks: &[IpNet],
+        mtu: u16,
+        data: &Path,
+    ) -> Result<Self> {
         let ranges: Vec<Value> = pod_cidrs
             .iter()
             .map(|cidr| json!([{ "subnet": cidr.to_string() }]))
@@ -79,9 +106,49 @@ impl Plugins {
             "ipam": { "type": "host-local", "dataDir": data, "ranges": ranges, "routes": routes },
         });
         Ok(Self {
-            folder,
+            folder: set.folder()?,
             configuration: configuration.to_string(),
         })
+    }
+
+    /// The chain that Flannel's meta-plugin would make of flanneld's `subnet.env`.
+    pub fn of_subnet_env(set: PluginSet, text: &str, data: &Path) -> Result<Self> {
+        let value = |key: &str| {
+            text.lines()
+                .filter_map(|line| line.split_once('='))
+                .find(|(name, _)| *name == key)
+                .map(|(_, value)| value)
+        };
+        let network = |key: &str| -> Result<Option<IpNet>> {
+            let found = value(key).map(str::parse::<IpNet>).transpose();
+            Ok(found
+                .with_context(|| format!("{key} in {text}"))?
+                .map(|net| net.trunc()))
+        };
+        // The subnets are written as the gateway's address.
+        let subnets = [network("FLANNEL_SUBNET")?, network("FLANNEL_IPV6_SUBNET")?];
+        let networks = [
+            network("FLANNEL_NETWORK")?,
+            network("FLANNEL_IPV6_NETWORK")?,
+        ];
+        let mtu = value("FLANNEL_MTU").context("subnet.env has no FLANNEL_MTU")?;
+        Self::new(
+            set,
+            &subnets.into_iter().flatten().collect::<Vec<_>>(),
+            &networks.into_iter().flatten().collect::<Vec<_>>(),
+            mtu.parse()?,
+            data,
+        )
+    }
+
+    /// The configuration that the first plugin reads.
+    pub fn configuration(&self) -> &str {
+        &self.configuration
+    }
+
+    /// The folder of the plugins.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Plugs a pod in.

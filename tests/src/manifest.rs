@@ -47,6 +47,19 @@ impl Manifests {
         Ok(before)
     }
 
+    /// Text of a file, if there is one.
+    pub fn read(&self, name: &str) -> Result<Option<String>> {
+        let path = self.folder.join(format!("{name}.yaml"));
+        match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            text => {
+                Ok(Some(text.with_context(|| {
+                    format!("cannot read {}", path.display())
+                })?))
+            }
+        }
+    }
+
     /// Removes a file; nothing happens when there is none.
     pub fn remove(&self, name: &str) -> Result<Instant> {
         let path = self.folder.join(format!("{name}.yaml"));

@@ -73,9 +73,15 @@ impl Stage {
             .with_context(|| format!("{node} has no agent"))
     }
 
-    /// Writes a policy file.
+    /// Writes a policy.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
-        self.lab.manifests.write(name, text)?;
+        self.lab.apply(name, text)?;
+        Ok(())
+    }
+
+    /// Removes what was written under a name.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        self.lab.withdraw(name)?;
         Ok(())
     }
 

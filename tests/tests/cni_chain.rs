@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 use towpath_tests::agent::AgentOptions;
-use towpath_tests::cni::{Attachment, BRIDGE, NETWORK_NAME, Plugins, Sandbox, invoke};
+use towpath_tests::cni::{Attachment, BRIDGE, NETWORK_NAME, PluginSet, Plugins, Sandbox, invoke};
 use towpath_tests::lab::{Lab, LabConfig, Node};
 use towpath_tests::netns::Namespace;
 use towpath_tests::probe::{Patience, Target, probe};
@@ -95,7 +95,7 @@ impl<'s> Plugged<'s> {
         let networks = ["10.244.0.0/16".parse()?];
         Ok(Self {
             node,
-            bridge: Plugins::new(&node.pod_cidrs, &networks, 1450, &data)?,
+            bridge: Plugins::new(PluginSet::System, &node.pod_cidrs, &networks, 1450, &data)?,
             prefix: stage.lab.prefix().to_owned(),
         })
     }

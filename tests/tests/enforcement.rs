@@ -48,11 +48,11 @@ fn both_families_are_judged_on_both_nodes() {
     })
     .unwrap();
 
-    stage.lab.manifests.remove("allow").unwrap();
+    stage.lab.withdraw("allow").unwrap();
     stage
         .settle(|flow| flow.to.spec.namespace != "shop")
         .unwrap();
-    stage.lab.manifests.remove("deny").unwrap();
+    stage.lab.withdraw("deny").unwrap();
 
     stage.settle(|_| true).unwrap();
 }

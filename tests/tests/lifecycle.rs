@@ -90,7 +90,7 @@ fn change_made_while_the_agent_was_down_is_in_force_after_its_start() {
         agent.kill().unwrap();
     }
 
-    stage.lab.manifests.remove("allow").unwrap();
+    stage.lab.withdraw("allow").unwrap();
     stage.hold(only_web_reaches_db).unwrap();
     stage.start_agents(&AgentOptions::default()).unwrap();
 
@@ -239,7 +239,7 @@ fn short_opening_is_seen_by_the_prober() {
     for (change, text) in [("open", None), ("close", Some(deny_ingress("shop")))] {
         let before = commits().unwrap();
         match text {
-            None => stage.lab.manifests.remove("deny").map(drop).unwrap(),
+            None => stage.lab.withdraw("deny").map(drop).unwrap(),
             Some(text) => stage.write("deny", &text).unwrap(),
         }
         let what = format!("the commit of the {change}");

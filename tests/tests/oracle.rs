@@ -51,11 +51,11 @@ fn replace_policies(lab: &Lab, seed: u64) -> anyhow::Result<String> {
     for place in 0..MOST {
         let file = format!("random-{place}");
         if place >= count {
-            lab.manifests.remove(&file)?;
+            lab.withdraw(&file)?;
             continue;
         }
         let text = policy(&mut random, place);
-        lab.manifests.write(&file, &text)?;
+        lab.apply(&file, &text)?;
         all.push_str("---\n");
         all.push_str(&text);
     }

@@ -12,10 +12,7 @@ const ALLOWED: [(&str, &[&str]); 7] = [
     ("towpath-runtime", &[]),
     ("towpath-cni", &[]),
     ("towpath-api", &["towpath-core"]),
-    (
-        "flannel-adapter",
-        &["towpath-core", "towpath-dataplane"],
-    ),
+    ("flannel-adapter", &["towpath-core", "towpath-dataplane"]),
     (
         "policy-agent",
         &[

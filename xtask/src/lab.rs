@@ -63,7 +63,7 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
             ..
         } => {
             let config = LabConfig {
-                nodes: usize::from(*nodes),
+                nodes: *nodes,
                 ipv6: *ipv6,
                 ..LabConfig::default()
             };

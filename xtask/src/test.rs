@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use towpath_tests::netns;
 use towpath_tests::run::LAB_LOG;
 use towpath_tests::skip::SKIP_LOG;
+use towpath_tests::wait::{PATIENCE, until};
 
 use crate::cargo::{build_programs, cargo, root};
 use crate::output::{say, warn};
@@ -108,11 +109,19 @@ fn run_tests(folder: &Path) -> Result<(Counts, bool)> {
     Ok((counts, passed))
 }
 
-/// Namespaces of this run's labs that are still there.
+/// Namespaces of this run's labs that are still there. What a test program's tests share ends with the program: its
+/// keeper may still be at work.
 fn leftovers(folder: &Path) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for prefix in read_if_any(&folder.join("labs"))?.lines() {
-        let left = netns::list(prefix)?;
+        let gone = until("the end of the labs", PATIENCE, || {
+            Ok(netns::list(prefix)?.is_empty())
+        });
+        let left = if gone.is_ok() {
+            Vec::new()
+        } else {
+            netns::list(prefix)?
+        };
         if !left.is_empty() {
             faults.push(format!(
                 "network namespaces are left over: {}",

@@ -151,11 +151,10 @@ impl Api {
             .is_ok_and(|(status, text)| status == 200 && text == "ok")
     }
 
-    /// A token of a service account, good for an hour.
+    /// A token of a service account, good for a month.
     pub fn service_token(&self, namespace: &str, account: &str) -> Result<String> {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let request =
-            json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 30 * 24 * 3600 } });
         let answer = self.create(&path, &request)?;
         let token = answer["status"]["token"].as_str();
         Ok(token.context("the API server gave no token")?.to_owned())

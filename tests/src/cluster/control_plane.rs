@@ -345,7 +345,7 @@ impl Alone {
     pub fn start(config: &ControlPlaneConfig) -> Result<Self> {
         let run = Run::claim()?;
         let addresses = Addresses::of_run(run.prefix(), config.ipv6);
-        set_up_fabric(&run.fabric, addresses)?;
+        addresses.set_up(&run.fabric)?;
         let plane = ControlPlane::start(&run.fabric, run.folder(), addresses, config)?;
         Ok(Self { plane, run })
     }
@@ -369,21 +369,6 @@ impl Alone {
         self.plane.release();
         self.run.release()
     }
-}
-
-/// The bridge between the nodes.
-fn set_up_fabric(fabric: &Namespace, addresses: Addresses) -> Result<()> {
-    let mut lines = "link add br-lab type bridge\n".to_owned();
-    for address in addresses.fabric() {
-        let more = if address.addr().is_ipv6() {
-            " nodad"
-        } else {
-            ""
-        };
-        lines.push_str(&format!("address add {address} dev br-lab{more}\n"));
-    }
-    lines.push_str("link set br-lab up\n");
-    fabric.ip_batch(&lines)
 }
 
 fn write_tokens(folder: &Path) -> Result<Vec<(&'static str, String)>> {

@@ -1,6 +1,7 @@
 //! A real Kubernetes cluster in namespaces: servers built from Go modules, Debian's etcd and containerd.
 //!
 //! * [`ControlPlane`]: etcd, API server, controllers, scheduler; [`Alone`] when a test needs no nodes.
+//! * [`Cluster`]: what a [`Lab`](crate::lab::Lab) with Kubernetes has beside its nodes: Flannel, kube-proxy, accounts.
 //! * [`Api`]: the lab's own requests; [`Authority`]: certificates.
 //! * [`Daemon`]: a server with its log.
 
@@ -8,9 +9,12 @@ mod api;
 mod certificates;
 mod control_plane;
 mod daemon;
+mod nodes;
+mod pods;
 
 pub use api::{Answer, Api, objects};
 pub use certificates::{Authority, Identity};
 
 pub use control_plane::{Alone, ControlPlane, ControlPlaneConfig, Credential, View};
 pub use daemon::{Daemon, Recipe, START_PATIENCE};
+pub use nodes::{Cluster, KubernetesConfig, Rules};

@@ -17,12 +17,16 @@ mod pod;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
 pub use node::Node;
 pub use pod::{Pod, PodPort, PodSpec};
 
+use crate::addresses::Addresses;
+use crate::cluster::{Cluster, KubernetesConfig};
+use crate::cni::PluginSet;
 use crate::manifest::{self, Manifests};
 use crate::netns::Namespace;
 use crate::run::Run;
@@ -41,7 +45,7 @@ pub enum Backend {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LabConfig {
     /// How many nodes, up to 26.
-    pub nodes: usize,
+    pub nodes: u8,
     /// Whether pods and nodes have IPv6 addresses too.
     pub ipv6: bool,
     /// Who carries packets between nodes.
@@ -49,6 +53,11 @@ pub struct LabConfig {
     /// Whether the node's own setting already shows bridged frames to the inet hooks. Off is the harder case: the
     /// agent must switch it on by itself.
     pub bridge_netfilter: bool,
+    /// Whose CNI plugins plug pods in.
+    pub plugins: PluginSet,
+    /// A real API server, Flannel and kube-proxy. Without it the lab does what Flannel would, and the agents read
+    /// manifests.
+    pub kubernetes: Option<KubernetesConfig>,
 }
 
 impl Default for LabConfig {
@@ -58,6 +67,8 @@ impl Default for LabConfig {
             ipv6: false,
             backend: Backend::Vxlan,
             bridge_netfilter: false,
+            plugins: PluginSet::default(),
+            kubernetes: None,
         }
     }
 }
@@ -70,6 +81,7 @@ pub struct Lab {
     /// What the agents read.
     pub manifests: Manifests,
     started_pods: u32,
+    cluster: Option<Cluster>,
     // Last, so that it removes what the others leave.
     run: Run,
 }
@@ -81,21 +93,35 @@ impl Lab {
             bail!("a lab has at most 26 nodes, one per letter");
         }
         let run = Run::claim()?;
-        node::set_up_fabric(&run.fabric, config)?;
+        let addresses = match config.kubernetes {
+            Some(_) => Addresses::of_run(run.prefix(), config.ipv6),
+            None => Addresses::usual(config.ipv6),
+        };
+        addresses.set_up(&run.fabric)?;
+        let mut cluster = config
+            .kubernetes
+            .map(|kubernetes| Cluster::start(&run, addresses, config, kubernetes))
+            .transpose()?;
         let manifests = Manifests::create(run.folder())?;
         let mut nodes = Vec::new();
         for index in 0..config.nodes {
-            nodes.push(Node::create(&run, index, config)?);
+            nodes.push(Node::create(&run, index, config, addresses)?);
         }
-        node::join(&nodes, config)?;
-        for node in &nodes {
-            manifests.write(&format!("node-{}", node.name), &manifest::node(node))?;
+        match &mut cluster {
+            Some(cluster) => cluster.join(&mut nodes, run.folder(), &manifests)?,
+            None => {
+                node::join(&mut nodes, config)?;
+                for node in &nodes {
+                    manifests.write(&format!("node-{}", node.name), &manifest::node(node))?;
+                }
+            }
         }
         Ok(Self {
             nodes,
             pods: BTreeMap::new(),
             manifests,
             started_pods: 0,
+            cluster,
             run,
         })
     }
@@ -145,60 +171,123 @@ impl Lab {
             .with_context(|| format!("the lab has no pod {id}"))
     }
 
-    /// Writes or changes a Namespace manifest.
+    /// The cluster of a lab with Kubernetes.
+    pub fn cluster(&self) -> Result<&Cluster> {
+        self.cluster.as_ref().context("the lab has no Kubernetes")
+    }
+
+    /// The same, to stop and start its daemons.
+    pub fn cluster_mut(&mut self) -> Result<&mut Cluster> {
+        self.cluster.as_mut().context("the lab has no Kubernetes")
+    }
+
+    /// What a node's agent is to read, as `--source` names it.
+    pub fn source(&self, node: &str) -> Result<String> {
+        Ok(match &self.cluster {
+            Some(cluster) => format!("kubernetes:{}", cluster.agent_kubeconfig(node)?.display()),
+            None => format!("file:{}", self.manifests.folder().display()),
+        })
+    }
+
+    /// Writes or changes a manifest under a name, and applies it to the API server if there is one. Returns the moment
+    /// just before agents could see it.
+    pub fn apply(&self, name: &str, text: &str) -> Result<Instant> {
+        let written = self.manifests.write(name, text)?;
+        let Some(cluster) = &self.cluster else {
+            return Ok(written);
+        };
+        let before = Instant::now();
+        cluster.api().apply(text)?;
+        Ok(before)
+    }
+
+    /// Removes what [`Lab::apply`] wrote under a name.
+    pub fn withdraw(&self, name: &str) -> Result<Instant> {
+        let text = self.manifests.read(name)?;
+        let removed = self.manifests.remove(name)?;
+        let (Some(cluster), Some(text)) = (&self.cluster, text) else {
+            return Ok(removed);
+        };
+        let before = Instant::now();
+        cluster.api().withdraw(&text)?;
+        Ok(before)
+    }
+
+    /// Writes or changes a Namespace.
     pub fn write_namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
         let labels = labels
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
         let text = manifest::namespace(name, &labels);
-        self.manifests.write(&format!("namespace-{name}"), &text)?;
+        self.apply(&format!("namespace-{name}"), &text)?;
+        if let Some(cluster) = &self.cluster {
+            cluster.plane.wait_account(name)?;
+        }
         Ok(())
     }
 
     /// Plugs a pod in and starts its servers. No manifest speaks of it until [`Lab::publish`].
     pub fn plug(&mut self, spec: PodSpec) -> Result<&Pod> {
+        self.plug_as(spec, None)
+    }
+
+    /// Tells the API of a pod's place and address, as a kubelet does: without Kubernetes, writes its manifest.
+    pub fn publish(&self, id: &str) -> Result<()> {
+        let pod = self.pod(id)?;
+        if let Some(cluster) = &self.cluster {
+            cluster.publish(pod)?;
+        }
+        self.manifests
+            .write(&manifest::pod_file(&pod.spec), &manifest::pod(pod))?;
+        Ok(())
+    }
+
+    /// Does what the cluster does for a new pod: it is declared, plugged in, and its address is published.
+    pub fn add_pod(&mut self, spec: PodSpec) -> Result<&Pod> {
+        let id = spec.id();
+        let uid = match &self.cluster {
+            Some(cluster) => Some(cluster.declare(&spec)?),
+            None => None,
+        };
+        self.plug_as(spec, uid)?;
+        self.publish(&id)?;
+        self.pod(&id)
+    }
+
+    /// Pulls a pod out: its object first, as the API would, then CNI DEL, then its namespace.
+    pub fn remove_pod(&mut self, id: &str) -> Result<()> {
+        let pod = self
+            .pods
+            .remove(id)
+            .with_context(|| format!("the lab has no pod {id}"))?;
+        if let Some(cluster) = &self.cluster {
+            cluster.forget(&pod.spec)?;
+        }
+        self.manifests.remove(&manifest::pod_file(&pod.spec))?;
+        let node = self.node(&pod.spec.node)?;
+        pod.destroy(node)
+    }
+
+    fn plug_as(&mut self, spec: PodSpec, uid: Option<String>) -> Result<&Pod> {
         let id = spec.id();
         if self.pods.contains_key(&id) {
             bail!("pod {id} is plugged already");
         }
         self.started_pods += 1;
         let node = self.node(&spec.node)?;
-        let pod = Pod::create(node, &self.run.prefix()[2..], self.started_pods, spec)?;
+        let run = &self.run.prefix()[2..];
+        let pod = Pod::create(node, run, self.started_pods, spec, uid)?;
         Ok(self.pods.entry(id).or_insert(pod))
-    }
-
-    /// Writes the manifest of a plugged pod.
-    pub fn publish(&self, id: &str) -> Result<()> {
-        let pod = self.pod(id)?;
-        self.manifests
-            .write(&manifest::pod_file(&pod.spec), &manifest::pod(pod))?;
-        Ok(())
-    }
-
-    /// Plugs a pod in and publishes it.
-    pub fn add_pod(&mut self, spec: PodSpec) -> Result<&Pod> {
-        let id = spec.id();
-        self.plug(spec)?;
-        self.publish(&id)?;
-        self.pod(&id)
-    }
-
-    /// Pulls a pod out: its manifest first, as the API would, then CNI DEL, then its namespace.
-    pub fn remove_pod(&mut self, id: &str) -> Result<()> {
-        let pod = self
-            .pods
-            .remove(id)
-            .with_context(|| format!("the lab has no pod {id}"))?;
-        self.manifests.remove(&manifest::pod_file(&pod.spec))?;
-        let node = self.node(&pod.spec.node)?;
-        pod.destroy(node)
     }
 
     /// Leaves everything running. `cargo xtask lab down` removes it.
     pub fn release(mut self) -> Result<()> {
         for pod in self.pods.values_mut() {
             pod.release();
+        }
+        if let Some(cluster) = self.cluster.take() {
+            cluster.release();
         }
         self.run.release()
     }

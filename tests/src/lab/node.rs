@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{Backend, LabConfig};
+use crate::addresses::Addresses;
 use crate::cni::Plugins;
 use crate::netns::Namespace;
 use crate::run::Run;
@@ -28,21 +29,26 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Its pods' addresses come from here, IPv4 first.
     pub pod_cidrs: Vec<IpNet>,
-    pub(super) plugins: Plugins,
+    pub(crate) plugins: Plugins,
     backend: Backend,
-    index: u8,
+    /// Its number, from 0.
+    pub index: u8,
     /// Hardware addresses of flannel.1 and flannel-v6.1.
     tunnels: Vec<String>,
 }
 
 impl Node {
-    pub(super) fn create(run: &Run, index: usize, config: &LabConfig) -> Result<Self> {
-        let index = u8::try_from(index).expect("a lab has at most 26 nodes");
+    /// The namespace and its cable. Who carries packets to other nodes comes later.
+    pub(super) fn create(
+        run: &Run,
+        index: u8,
+        config: &LabConfig,
+        addresses: Addresses,
+    ) -> Result<Self> {
         let name = format!("node-{}", char::from(b'a' + index));
         let mut namespace = Namespace::create(&format!("{}-{name}", run.prefix()))?;
         namespace.release();
-        let pod_cidrs = families(config, pod_cidr(index), pod_cidr6(index));
-        let networks = families(config, network(), network6());
+        let pod_cidrs = addresses.pod_cidrs(index);
         let data = run.folder().join(&name).join("networks");
         std::fs::create_dir_all(&data)?;
         let mtu = match (config.backend, config.ipv6) {
@@ -51,9 +57,15 @@ impl Node {
             (Backend::Vxlan, false) => FABRIC_MTU - 50,
             (Backend::Vxlan, true) => FABRIC_MTU - 70,
         };
-        let mut node = Self {
-            addresses: families(config, address(index), address6(index)),
-            plugins: Plugins::new(&pod_cidrs, &networks, mtu, &data)?,
+        let node = Self {
+            addresses: addresses.node(index),
+            plugins: Plugins::new(
+                config.plugins,
+                &pod_cidrs,
+                &addresses.pod_networks(),
+                mtu,
+                &data,
+            )?,
             backend: config.backend,
             tunnels: Vec::new(),
             name,
@@ -63,9 +75,6 @@ impl Node {
         };
         node.set_sysctls(config)?;
         node.connect(&run.fabric)?;
-        if config.backend == Backend::Vxlan {
-            node.add_tunnels()?;
-        }
         Ok(node)
     }
 
@@ -193,19 +202,14 @@ impl Node {
     }
 }
 
-/// The bridge between the nodes.
-pub(super) fn set_up_fabric(fabric: &Namespace, config: &LabConfig) -> Result<()> {
-    let mut lines =
-        String::from("link add br-lab type bridge\naddress add 192.168.77.254/24 dev br-lab\n");
-    if config.ipv6 {
-        lines.push_str("address add fd00:77::fe/64 dev br-lab nodad\n");
+/// Does what flanneld would: tunnels, and every node hears of every other.
+pub(super) fn join(nodes: &mut [Node], config: &LabConfig) -> Result<()> {
+    if config.backend == Backend::Vxlan {
+        for node in &mut *nodes {
+            node.add_tunnels()?;
+        }
     }
-    lines.push_str("link set br-lab up\n");
-    fabric.ip_batch(&lines)
-}
-
-/// Tells every node of every other.
-pub(super) fn join(nodes: &[Node], config: &LabConfig) -> Result<()> {
+    let nodes = &*nodes;
     for node in nodes {
         for other in nodes.iter().filter(|other| other.index != node.index) {
             node.learn(other).with_context(|| {
@@ -235,42 +239,4 @@ fn hardware_address(namespace: &Namespace, interface: &str) -> Result<String> {
         .as_str()
         .map(str::to_owned)
         .with_context(|| format!("no hardware address of {interface}"))
-}
-
-fn families<T>(config: &LabConfig, v4: T, v6: T) -> Vec<T> {
-    if config.ipv6 { vec![v4, v6] } else { vec![v4] }
-}
-
-fn address(index: u8) -> IpAddr {
-    Ipv4Addr::new(192, 168, 77, index + 1).into()
-}
-
-fn address6(index: u8) -> IpAddr {
-    Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(index) + 1).into()
-}
-
-fn network() -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16))
-}
-
-fn network6() -> IpNet {
-    IpNet::V6(Ipv6Net::new_assert(
-        Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0),
-        48,
-    ))
-}
-
-fn pod_cidr(index: u8) -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(
-        Ipv4Addr::new(10, 244, index + 1, 0),
-        24,
-    ))
-}
-
-fn pod_cidr6(index: u8) -> IpNet {
-    let part = u16::from(index) + 1;
-    IpNet::V6(Ipv6Net::new_assert(
-        Ipv6Addr::new(0xfd00, 0x10, 0x244, part, 0, 0, 0, 0),
-        64,
-    ))
 }

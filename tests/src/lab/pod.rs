@@ -108,7 +108,13 @@ pub struct Pod {
 
 impl Pod {
     /// `number` is the pod's own in this lab, `run` are the four hex digits of the lab's prefix.
-    pub(super) fn create(node: &Node, run: &str, number: u32, spec: PodSpec) -> Result<Self> {
+    pub(super) fn create(
+        node: &Node,
+        run: &str,
+        number: u32,
+        spec: PodSpec,
+        uid: Option<String>,
+    ) -> Result<Self> {
         let mut namespace = Namespace::create(&format!("tp{run}-pod-{number}"))?;
         namespace.release();
         if node.addresses.len() > 1 {
@@ -119,7 +125,7 @@ impl Pod {
             container: format!("{run}{number:060x}"),
             namespace: spec.namespace.clone(),
             name: spec.name.clone(),
-            uid: format!("{run}0000-0000-4000-8000-{number:012x}"),
+            uid: uid.unwrap_or_else(|| format!("{run}0000-0000-4000-8000-{number:012x}")),
             path: namespace.path(),
         };
         let attachment = node.plugins.add(&node.namespace, &sandbox)?;

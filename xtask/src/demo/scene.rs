@@ -103,7 +103,7 @@ impl Story {
         let timing = self.timed(&self.nodes(), |lab| {
             let changed = Instant::now();
             for (name, text) in POLICIES.iter().zip(&texts) {
-                lab.manifests.write(name, text)?;
+                lab.apply(name, text)?;
             }
             Ok(changed)
         })?;
@@ -189,7 +189,7 @@ impl Story {
     pub(super) fn policies_go(&mut self) -> Result<()> {
         self.title("The policies are deleted: everything reaches everything again");
         for name in POLICIES {
-            self.lab.manifests.remove(name)?;
+            self.lab.withdraw(name)?;
         }
         self.settle(|_| true)?;
         Ok(())

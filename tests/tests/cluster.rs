@@ -1,0 +1,144 @@
+//! The cluster of the test bed: real API server, Flannel and kube-proxy carry packets, and the objects are true.
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+use towpath_tests::cluster::{KubernetesConfig, Rules};
+use towpath_tests::cni::PluginSet;
+use towpath_tests::lab::{Backend, Lab, LabConfig, PodSpec};
+use towpath_tests::matrix::Matrix;
+use towpath_tests::probe::{Outcome, Patience, Target, probe};
+use towpath_tests::require;
+use towpath_tests::wait::{PATIENCE, until};
+
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// Two pods on node-a, one on node-b, of namespace shop.
+fn three_pods(config: &LabConfig) -> anyhow::Result<Lab> {
+    let mut lab = Lab::new(config)?;
+    lab.write_namespace("shop", &[("team", "shop")])?;
+    for (name, node) in [("web", "node-a"), ("api", "node-a"), ("db", "node-b")] {
+        let spec = PodSpec::new(node, "shop", name)
+            .label("app", name)
+            .tcp(80)
+            .udp(53);
+        lab.add_pod(spec)?;
+    }
+    Ok(lab)
+}
+
+fn kubernetes(config: KubernetesConfig) -> LabConfig {
+    LabConfig {
+        plugins: PluginSet::Module,
+        kubernetes: Some(config),
+        ..LabConfig::default()
+    }
+}
+
+#[test]
+fn flannel_carries_packets_over_vxlan_and_objects_tell_where_pods_are() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        CniModulePlugins,
+        Vxlan
+    );
+    let lab = three_pods(&kubernetes(KubernetesConfig::default())).unwrap();
+
+    let matrix = Matrix::settle(&lab, SETTLE, |_| true).unwrap();
+
+    assert_eq!(matrix.passed(), 3 * 2 * 2);
+    let api = lab.cluster().unwrap().api();
+    let pod = lab.pod("shop/db").unwrap();
+    let object = api.get("/api/v1/namespaces/shop/pods/db").unwrap();
+    assert_eq!(object["spec"]["nodeName"], "node-b");
+    assert_eq!(object["status"]["podIP"], json!(pod.addresses[0]));
+    assert_eq!(object["metadata"]["uid"], json!(pod.sandbox.uid));
+    let node = api.get("/api/v1/nodes/node-b").unwrap();
+    let notes = &node["metadata"]["annotations"];
+    assert_eq!(notes["flannel.alpha.coreos.com/backend-type"], "vxlan");
+    lab.close().unwrap();
+}
+
+#[test]
+fn flannel_carries_both_families_by_host_routes_with_iptables() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        CniPlugins,
+        Ipv6
+    );
+    let lab = three_pods(&LabConfig {
+        ipv6: true,
+        backend: Backend::HostGateway,
+        plugins: PluginSet::System,
+        ..kubernetes(KubernetesConfig {
+            flannel: Rules::Iptables,
+            ..KubernetesConfig::default()
+        })
+    })
+    .unwrap();
+
+    let matrix = Matrix::settle(&lab, SETTLE, |_| true).unwrap();
+
+    let ipv6 = matrix
+        .checks
+        .iter()
+        .filter(|check| check.target.address.is_ipv6());
+    assert_eq!(ipv6.count(), 3 * 2 * 2);
+}
+
+#[test]
+fn services_answer_in_both_modes_of_kube_proxy() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        KubeProxy,
+        CniModulePlugins,
+        Vxlan
+    );
+    for rules in [Rules::Nftables, Rules::Iptables] {
+        let lab = three_pods(&kubernetes(KubernetesConfig {
+            flannel: rules,
+            proxy: Some(rules),
+            ..KubernetesConfig::default()
+        }))
+        .unwrap();
+        lab.apply(
+            "service-db",
+            "{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, \
+             spec: {selector: {app: db}, ports: [{port: 8080, targetPort: 80}]}}",
+        )
+        .unwrap();
+        let api = lab.cluster().unwrap().api();
+        let service = api.get("/api/v1/namespaces/shop/services/db").unwrap();
+        let address: IpAddr = service["spec"]["clusterIP"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let from = &lab.pod("shop/web").unwrap().namespace;
+
+        until("the Service answers", PATIENCE, || {
+            let targets = [Target::tcp(address, 8080)];
+            let outcomes = probe(from, &targets, Patience::default())?;
+            Ok(matches!(&outcomes[0], Outcome::Answered { by, .. } if by == "shop/db"))
+        })
+        .unwrap();
+
+        let node = lab.node("node-a").unwrap();
+        let tables = node
+            .namespace
+            .run(Command::new("nft").args(["list", "tables"]));
+        let is_native = tables.unwrap().contains("kube-proxy");
+        assert_eq!(is_native, rules == Rules::Nftables);
+    }
+}
