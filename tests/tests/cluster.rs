@@ -11,6 +11,7 @@ use towpath_tests::lab::{Backend, Lab, LabConfig, PodSpec};
 use towpath_tests::matrix::Matrix;
 use towpath_tests::probe::{Outcome, Patience, Target, probe};
 use towpath_tests::require;
+use towpath_tests::stage::{Stage, allow_http, deny_ingress};
 use towpath_tests::wait::{PATIENCE, until};
 
 const SETTLE: Duration = Duration::from_secs(20);
@@ -141,4 +142,34 @@ fn services_answer_in_both_modes_of_kube_proxy() {
         let is_native = tables.unwrap().contains("kube-proxy");
         assert_eq!(is_native, rules == Rules::Nftables);
     }
+}
+
+#[test]
+fn agents_enforce_what_is_applied_to_the_api_server() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        CniModulePlugins,
+        Vxlan,
+        Nft
+    );
+    let stage = Stage::with_agents(&kubernetes(KubernetesConfig::default())).unwrap();
+    stage.settle(|_| true).unwrap();
+
+    stage.write("deny", &deny_ingress("shop")).unwrap();
+    stage
+        .write("allow", &allow_http("shop", "db", "web"))
+        .unwrap();
+    stage
+        .settle(|flow| {
+            let is_web_to_db = flow.from.id() == "shop/web" && flow.to.id() == "shop/db";
+            flow.to.spec.namespace == "other" || is_web_to_db && flow.target.port == 80
+        })
+        .unwrap();
+    stage.remove("deny").unwrap();
+    stage.remove("allow").unwrap();
+
+    stage.settle(|_| true).unwrap();
 }

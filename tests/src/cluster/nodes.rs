@@ -275,16 +275,10 @@ fn words(networks: &[IpNet]) -> Vec<String> {
     networks.iter().map(ToString::to_string).collect()
 }
 
-/// The manifest of the agent's account: the product's, as soon as it ships one.
+/// The product's own manifest, so that a missing right shows up here.
 fn agent_account() -> Result<String> {
-    let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml"));
-    match fs::read_to_string(shipped) {
-        Ok(text) => Ok(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(include_str!("agent.yaml").to_owned())
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", shipped.display())),
-    }
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml"));
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Namespace and name of the one service account of a manifest.
