@@ -44,8 +44,8 @@ pub(crate) struct Configuration {
     pub(crate) failure_policy: FailurePolicy,
     pub(crate) wait_exempt_namespaces: Vec<String>,
     pub(crate) previous: Option<Box<RawValue>>,
-    /// Attachments that are still in use, of GC.
-    pub(crate) valid: Option<Vec<ValidAttachment>>,
+    /// Attachments that are still in use, of GC. libcni leaves the key out, or writes null, when there are none.
+    pub(crate) valid: Vec<ValidAttachment>,
 }
 
 /// An attachment that is in use.
@@ -121,9 +121,8 @@ impl Configuration {
                 return Err(CniError::configuration(message));
             }
         }
-        if let Some(valid) = &written.valid_attachments {
-            check_attachments(valid)?;
-        }
+        let valid = written.valid_attachments.unwrap_or_default();
+        check_attachments(&valid)?;
         // A null is as good as nothing.
         let previous = written
             .prev_result
@@ -137,7 +136,7 @@ impl Configuration {
             failure_policy: written.failure_policy,
             wait_exempt_namespaces: written.wait_exempt_namespaces,
             previous,
-            valid: written.valid_attachments,
+            valid,
         })
     }
 
@@ -189,7 +188,7 @@ mod tests {
         assert_eq!(found.socket, PathBuf::from(SOCKET));
         assert_eq!(found.timeout, Duration::from_secs(8));
         assert_eq!(found.failure_policy, FailurePolicy::Closed);
-        assert!(found.previous.is_none() && found.valid.is_none());
+        assert!(found.previous.is_none() && found.valid.is_empty());
     }
 
     #[test]

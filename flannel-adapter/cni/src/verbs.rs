@@ -295,14 +295,9 @@ fn status(configuration: &Configuration) -> Result<Said, CniError> {
 }
 
 fn collect_garbage(configuration: Configuration) -> Result<Said, CniError> {
-    let Some(valid) = configuration.valid else {
-        return Err(CniError::configuration(
-            "cni.dev/valid-attachments is missing",
-        ));
-    };
     let collection = Collection {
         network: configuration.network,
-        valid: valid.into_iter().map(Valid::from).collect(),
+        valid: configuration.valid.into_iter().map(Valid::from).collect(),
     };
     let client = Client {
         socket: configuration.socket,
