@@ -42,7 +42,8 @@ struct Candidate<'a> {
 ///    does not count.
 /// 2. Behind an interface is what the operator says; else what netlink sees there; else, where nobody can look, what the
 ///    highest rank says that says anything.
-/// 3. Who plugged an endpoint in and tells addresses of which none is there contradicts netlink: closed.
+/// 3. Who plugged an endpoint in and tells addresses of which none is there contradicts netlink: closed; unless one of at
+///    least its rank tells what is there, for then it is a leftover of an earlier endpoint of that interface's name.
 /// 4. An address behind several interfaces belongs to the one of which who plugged it in told it, the highest rank first; without
 ///    such a one, to nobody.
 /// 5. Who it is, the operator says; else all that say anything must agree, or it is closed. Who names no interface tells it
@@ -54,7 +55,7 @@ pub(super) fn view(
 ) -> MergedView {
     let mut view = MergedView::default();
     let (mut candidates, by_address) = candidates(seen, &mut view.unmatched);
-    let closed = contradicted(&candidates, &mut view.conflicts);
+    let closed = contradicted(&mut candidates, &mut view.conflicts, &mut view.unmatched);
     for index in &closed {
         candidates
             .entry(*index)
@@ -207,26 +208,43 @@ fn behind(candidate: &Candidate<'_>) -> BTreeSet<IpAddr> {
     told.map(|claim| told_by(claim.source)).unwrap_or_default()
 }
 
-/// Rule 3: the interfaces that are closed for it. Where nothing is there yet, nothing contradicts.
+/// Rule 3: takes leftovers away, and returns the interfaces that are closed. Where nothing is there yet, nothing
+/// contradicts.
 fn contradicted(
-    candidates: &BTreeMap<u32, Candidate<'_>>,
+    candidates: &mut BTreeMap<u32, Candidate<'_>>,
     conflicts: &mut BTreeSet<Conflict>,
+    unmatched: &mut usize,
 ) -> BTreeSet<u32> {
     let mut closed = BTreeSet::new();
     for (index, candidate) in candidates {
-        for claim in candidate.claims.iter().filter(|claim| claim.is_exact()) {
-            let told = &claim.seen.addresses;
-            let is_met = told
-                .iter()
-                .any(|address| candidate.behind.contains(address));
-            if told.is_empty() || candidate.behind.is_empty() || is_met {
-                continue;
-            }
+        let behind = &candidate.behind;
+        if behind.is_empty() {
+            continue;
+        }
+        let tells = |claim: &Claim<'_>| claim.is_exact() && !claim.seen.addresses.is_empty();
+        let is_met = |claim: &Claim<'_>| behind.iter().any(|address| claim.tells(*address));
+        // In order of rank.
+        let met = candidate
+            .claims
+            .iter()
+            .find(|claim| tells(claim) && is_met(claim));
+        let met = met.map(|claim| claim.source.rank());
+        let is_leftover = |claim: &Claim<'_>| {
+            tells(claim) && !is_met(claim) && met.is_some_and(|met| met >= claim.source.rank())
+        };
+        let count = candidate.claims.len();
+        candidate.claims.retain(|claim| !is_leftover(claim));
+        *unmatched += count - candidate.claims.len();
+        for claim in candidate
+            .claims
+            .iter()
+            .filter(|claim| tells(claim) && !is_met(claim))
+        {
             conflicts.insert(Conflict::Addresses {
                 interface: candidate.facts.name.clone(),
                 source: claim.source,
-                told: told.clone(),
-                found: candidate.behind.iter().copied().collect(),
+                told: claim.seen.addresses.clone(),
+                found: behind.iter().copied().collect(),
             });
             closed.insert(*index);
         }

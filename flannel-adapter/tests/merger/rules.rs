@@ -172,6 +172,19 @@ fn addresses_that_are_not_there_are_a_contradiction() {
 }
 
 #[test]
+fn a_leftover_of_an_earlier_pod_of_the_name_does_not_close_the_new_one() {
+    let view = merged(&[
+        (NETLINK, veth(7, &[9])),
+        (CACHE, claim("old", 7, &[5], Some(pod("web-0", Some("u1"))))),
+        (CACHE, claim("new", 7, &[9], Some(pod("web-0", Some("u2"))))),
+    ]);
+
+    assert_eq!(endpoint(&view, 7).identity, Some(pod("web-0", Some("u2"))));
+    assert_eq!(endpoint(&view, 7).addresses, addresses(&[9]));
+    assert_eq!((view.conflicts.len(), view.unmatched), (0, 1));
+}
+
+#[test]
 fn a_stale_route_contradicts_nobody() {
     let view = merged(&[
         (NETLINK, veth(7, &[7])),
