@@ -271,6 +271,42 @@ fn both_backends_know_their_chains_again() {
     });
 }
 
+/// 20,000 ranges are 40,000 elements: many messages of one set that has no name.
+#[test]
+fn a_list_longer_than_a_message_is_one_rule() {
+    in_fresh_namespace("nft", "a_list_longer_than_a_message_is_one_rule", || {
+        let range = |index: u16| (Value::U16(3 * index), Value::U16(3 * index + 1));
+        let ranges = MatchOperand::OneOf((0..20_000).map(range).collect());
+        let of_tcp = MatchOperand::Value(Value::U8(6));
+        let statement = |field, operand| Statement::Match {
+            field,
+            negated: false,
+            operand,
+        };
+        let mut transaction = Transaction::new();
+        let chain = base_chain("forward", Hook::Forward, 10);
+        transaction.push(Operation::AddTable(inet(), PLAIN));
+        transaction.push(Operation::AddChain(inet(), chain.clone()));
+        transaction.push(Operation::AddRule(
+            inet(),
+            chain.name,
+            rule([
+                statement(Field::L4Proto, of_tcp),
+                statement(Field::DestinationPort, ranges),
+                DROP,
+            ]),
+        ));
+        let wanted = chains_of(&transaction, &inet());
+        let mut backend = NetlinkBackend::open().unwrap();
+
+        backend.commit(&transaction).unwrap();
+
+        assert_eq!(backend.different_chains(&inet(), &wanted).unwrap(), [""; 0]);
+        let listing = nft(&["list", "chain", "inet", "towpath", "forward"], "");
+        assert!(listing.contains("59997-59998"), "{listing:.300}");
+    });
+}
+
 #[test]
 fn every_change_of_a_chain_is_noticed() {
     in_fresh_namespace("nft", "every_change_of_a_chain_is_noticed", || {
