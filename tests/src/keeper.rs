@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cluster::machine::remove_control_groups;
 use crate::netns::{self, Namespace};
 use crate::program;
 use crate::wait::{PATIENCE, until};
@@ -79,7 +80,7 @@ pub fn keep(prefix: &str, folder: &Path) -> Result<()> {
     remove_everything(prefix, folder)
 }
 
-/// Ends the processes in all namespaces with the prefix, deletes the namespaces, then the folder.
+/// Ends the processes in all namespaces with the prefix, deletes the namespaces, control groups, then the folder.
 ///
 /// Two may do this at once, and a run that is about to end may still be making namespaces.
 pub fn remove_everything(prefix: &str, folder: &Path) -> Result<()> {
@@ -100,6 +101,7 @@ pub fn remove_everything(prefix: &str, folder: &Path) -> Result<()> {
         }
         Ok(netns::list(prefix)?.is_empty())
     })?;
+    remove_control_groups(prefix)?;
     let is_ours = folder
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with(FOLDER_PREFIX));

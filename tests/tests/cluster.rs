@@ -173,3 +173,38 @@ fn agents_enforce_what_is_applied_to_the_api_server() {
 
     stage.settle(|_| true).unwrap();
 }
+
+#[test]
+fn kubelets_run_pods_that_reach_each_other() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        KubeProxy,
+        CniModulePlugins,
+        Kubelet,
+        Vxlan
+    );
+    let mut lab = three_pods(&kubernetes(KubernetesConfig::real())).unwrap();
+
+    let matrix = Matrix::settle(&lab, SETTLE, |_| true).unwrap();
+
+    assert_eq!(matrix.passed(), 3 * 2 * 2);
+    let api = lab.cluster().unwrap().api();
+    let log = api.get("/api/v1/namespaces/shop/pods/web/log").unwrap();
+    assert_eq!(log, "ready\n");
+    lab.remove_pod("shop/web").unwrap();
+    let prefix = lab.prefix().to_owned();
+    let folder = lab.folder().to_owned();
+    lab.close().unwrap();
+    let groups = std::fs::read_dir("/sys/fs/cgroup/pids")
+        .into_iter()
+        .flatten();
+    let left = groups.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with(&prefix)
+    });
+    assert_eq!(left.count(), 0);
+    assert!(!folder.exists());
+}

@@ -351,6 +351,37 @@ fn a_starting_pod_outlives_the_agent_and_one_that_ended_meanwhile_does_not() {
     assert!(reaches_web(&stage, &pods[0]).unwrap());
 }
 
+#[test]
+fn the_first_pod_of_a_node_starts_when_its_bridge_is_judged() {
+    require!("cni", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let mut stage = Stage {
+        lab: Lab::new(&LabConfig {
+            nodes: 1,
+            ..LabConfig::default()
+        })
+        .unwrap(),
+        agents: Vec::new(),
+    };
+    stage.lab.write_namespace("shop", &[]).unwrap();
+    publish(&stage, "first", 1).unwrap();
+    stage.start_agents(&AgentOptions::default()).unwrap();
+    let plugged = Plugged::new(&stage, "node-a").unwrap();
+    let ours = Ours::new(&stage, "node-a");
+
+    // The bridge plugin makes the bridge, and the kernel does not show its frames to the rules by itself.
+    let pod = plugged.add("first", 1).unwrap();
+    let answer = ours.call(plugged.node, &pod.sandbox, "ADD", &pod.attachment.result);
+    let mut show = Command::new("ip");
+    show.args(["-json", "-details", "link", "show", "dev", BRIDGE]);
+    let links: Value =
+        serde_json::from_str(&plugged.node.namespace.run(&mut show).unwrap()).unwrap();
+
+    assert!(answer.is_good, "{answer:?}");
+    assert!(is_bound(plugged.node, &pod).unwrap());
+    assert_eq!(links[0]["linkinfo"]["info_data"]["nf_call_iptables"], 1);
+    plugged.delete(&pod).unwrap();
+}
+
 /// Prints what the plugin adds to ADD. The figures depend on the machine; that all of them start does not.
 #[test]
 fn a_hundred_pods_start_one_after_the_other() {

@@ -9,6 +9,8 @@ mod api;
 mod certificates;
 mod control_plane;
 mod daemon;
+mod images;
+pub mod machine;
 mod nodes;
 mod pods;
 
@@ -17,4 +19,6 @@ pub use certificates::{Authority, Identity};
 
 pub use control_plane::{Alone, ControlPlane, ControlPlaneConfig, Credential, View};
 pub use daemon::{Daemon, Recipe, START_PATIENCE};
+pub use images::{LAB, PAUSE};
+pub use machine::Machine;
 pub use nodes::{Cluster, KubernetesConfig, Rules};

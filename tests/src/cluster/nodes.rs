@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::api::{Api, objects};
 use super::control_plane::{ControlPlane, ControlPlaneConfig, Credential, View};
 use super::daemon::{Daemon, Recipe};
+use super::machine::Machine;
 use crate::addresses::Addresses;
 use crate::cni::{PluginSet, Plugins};
 use crate::lab::{Backend, LabConfig, Node};
@@ -36,14 +37,34 @@ pub struct KubernetesConfig {
     pub flannel: Rules,
     /// kube-proxy on each node, if any.
     pub proxy: Option<Rules>,
+    /// Whether containerd and a kubelet run on each node. Else the lab plugs pods in itself: those start in
+    /// milliseconds.
+    pub kubelets: bool,
     /// What the control plane does.
     pub control_plane: ControlPlaneConfig,
+}
+
+impl KubernetesConfig {
+    /// Everything that a small real cluster has.
+    pub fn real() -> Self {
+        Self {
+            flannel: Rules::Nftables,
+            proxy: Some(Rules::Nftables),
+            kubelets: true,
+            control_plane: ControlPlaneConfig {
+                watch_nodes: true,
+                schedule: true,
+                ipv6: false,
+            },
+        }
+    }
 }
 
 /// The cluster's side of a lab. Dropping it ends its processes.
 #[derive(Debug)]
 pub struct Cluster {
     // Ended in this order: who asks goes before who answers.
+    machines: BTreeMap<String, Machine>,
     proxies: BTreeMap<String, Daemon>,
     flannel: BTreeMap<String, Daemon>,
     /// API server and controllers.
@@ -73,6 +94,7 @@ impl Cluster {
         let flannel_kubeconfig =
             plane.write_kubeconfig("flannel", View::Lab, Credential::Token(&token))?;
         Ok(Self {
+            machines: BTreeMap::new(),
             proxies: BTreeMap::new(),
             flannel: BTreeMap::new(),
             plane,
@@ -117,7 +139,27 @@ impl Cluster {
                 self.proxies.insert(node.name.clone(), daemon);
             }
         }
+        if self.config.kubelets {
+            for node in &*nodes {
+                let machine = Machine::start(&self.plane, node, folder)?;
+                self.machines.insert(node.name.clone(), machine);
+            }
+            for machine in self.machines.values_mut() {
+                machine.wait_ready(&self.plane)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Whether kubelets run the pods.
+    pub fn has_kubelets(&self) -> bool {
+        self.config.kubelets
+    }
+
+    /// What is around a node with a kubelet.
+    pub fn machine(&self, node: &str) -> Result<&Machine> {
+        let found = self.machines.get(node);
+        found.with_context(|| format!("{node} has no kubelet"))
     }
 
     /// flanneld of a node, for tests that stop it.
@@ -143,6 +185,9 @@ impl Cluster {
 
     /// All of it goes on when this value is gone.
     pub(crate) fn release(self) {
+        for machine in self.machines.into_values() {
+            machine.release();
+        }
         for daemon in self.proxies.into_values().chain(self.flannel.into_values()) {
             daemon.release();
         }
@@ -166,9 +211,15 @@ impl Cluster {
             .iter()
             .map(|address| json!({ "type": "InternalIP", "address": address }))
             .collect();
+        let status = format!("{path}/status");
+        self.api()
+            .merge(&status, &json!({ "status": { "addresses": addresses } }))?;
+        if self.config.kubelets {
+            return Ok(());
+        }
         let ready = json!({ "type": "Ready", "status": "True", "reason": "Lab" });
-        let status = json!({ "status": { "addresses": addresses, "conditions": [ready] } });
-        self.api().merge(&format!("{path}/status"), &status)?;
+        self.api()
+            .merge(&status, &json!({ "status": { "conditions": [ready] } }))?;
         // The API server taints new nodes until a controller says that they are ready.
         self.api()
             .merge(&path, &json!({ "spec": { "taints": null } }))?;

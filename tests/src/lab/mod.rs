@@ -229,13 +229,18 @@ impl Lab {
 
     /// Plugs a pod in and starts its servers. No manifest speaks of it until [`Lab::publish`].
     pub fn plug(&mut self, spec: PodSpec) -> Result<&Pod> {
+        if self.cluster.as_ref().is_some_and(Cluster::has_kubelets) {
+            bail!("a kubelet plugs no pod in that nobody has declared");
+        }
         self.plug_as(spec, None)
     }
 
     /// Tells the API of a pod's place and address, as a kubelet does: without Kubernetes, writes its manifest.
     pub fn publish(&self, id: &str) -> Result<()> {
         let pod = self.pod(id)?;
-        if let Some(cluster) = &self.cluster {
+        if let Some(cluster) = &self.cluster
+            && !cluster.has_kubelets()
+        {
             cluster.publish(pod)?;
         }
         self.manifests
@@ -277,7 +282,14 @@ impl Lab {
         self.started_pods += 1;
         let node = self.node(&spec.node)?;
         let run = &self.run.prefix()[2..];
-        let pod = Pod::create(node, run, self.started_pods, spec, uid)?;
+        let number = self.started_pods;
+        let pod = match &self.cluster {
+            Some(cluster) if cluster.has_kubelets() => {
+                let name = format!("{}-pod-{number}", self.run.prefix());
+                cluster.await_pod(node, &name, spec)?
+            }
+            _ => Pod::create(node, run, number, spec, uid)?,
+        };
         Ok(self.pods.entry(id).or_insert(pod))
     }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use super::Node;
 use crate::cni::Sandbox;
@@ -104,6 +105,8 @@ pub struct Pod {
     /// Who it is to the plugins.
     pub sandbox: Sandbox,
     server: Option<Child>,
+    /// Whether a kubelet runs it, and pulls it out.
+    has_kubelet: bool,
 }
 
 impl Pod {
@@ -137,9 +140,34 @@ impl Pod {
             mac: parse_mac(&attachment.mac)?,
             sandbox,
             server: None,
+            has_kubelet: false,
         };
         pod.start_servers()?;
         Ok(pod)
+    }
+
+    /// A pod that a kubelet has started.
+    pub(crate) fn found(
+        node: &Node,
+        spec: PodSpec,
+        namespace: Namespace,
+        addresses: Vec<IpAddr>,
+        sandbox: Sandbox,
+    ) -> Result<Self> {
+        let inside = &link(&namespace, "eth0")?;
+        let mac = inside["address"].as_str().context("eth0 has no address")?;
+        let peer = inside["link_index"].to_string();
+        let outside = &link(&node.namespace, &format!("if{peer}"))?;
+        Ok(Self {
+            mac: parse_mac(mac)?,
+            host_interface: outside["ifname"].as_str().unwrap_or_default().to_owned(),
+            spec,
+            namespace,
+            addresses,
+            sandbox,
+            server: None,
+            has_kubelet: true,
+        })
     }
 
     /// `namespace/name`.
@@ -224,7 +252,9 @@ impl Pod {
 
     pub(super) fn destroy(mut self, node: &Node) -> Result<()> {
         self.stop();
-        node.plugins.delete(&node.namespace, &self.sandbox)?;
+        if !self.has_kubelet {
+            node.plugins.delete(&node.namespace, &self.sandbox)?;
+        }
         crate::netns::run(Command::new("ip").args(["netns", "delete", self.namespace.name()]))?;
         Ok(())
     }
@@ -241,6 +271,16 @@ impl Drop for Pod {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A link by name, or by number as `ifN`.
+fn link(namespace: &Namespace, name: &str) -> Result<Value> {
+    let text = namespace.run(Command::new("ip").args(["-json", "link", "show"]))?;
+    let links: Vec<Value> = serde_json::from_str(&text)?;
+    let found = links
+        .into_iter()
+        .find(|link| link["ifname"] == name || format!("if{}", link["ifindex"]) == name);
+    found.with_context(|| format!("{} has no link {name}", namespace.name()))
 }
 
 /// A server that ends when this value is dropped.

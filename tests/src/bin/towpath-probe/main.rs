@@ -7,6 +7,7 @@
 mod attempt;
 mod connect;
 mod forward;
+mod machine;
 mod raw;
 mod serve;
 mod stream;
@@ -38,8 +39,12 @@ fn run() -> Result<()> {
         "send" => raw::send(&options),
         "capture" => raw::capture(),
         "forward" => forward::run(&options),
+        "machine" => machine::run(&options),
+        "machine-init" => machine::init(&options),
         "keep" => keeper::keep(options.one("prefix")?, Path::new(options.one("folder")?)),
-        _ => bail!("verb {verb:?} is none of serve, connect, stream, send, capture, forward, keep"),
+        _ => bail!(
+            "verb {verb:?} is none of serve, connect, stream, send, capture, forward, machine, keep"
+        ),
     }
 }
 
