@@ -20,6 +20,8 @@ use super::cni_claims::{Attachment, Claim, Kept, MOST_CLAIMS, pod_id};
 
 /// Name of the claims' file in the state directory.
 pub(super) const CLAIMS: &str = "cni-claims.json";
+/// The same while it is being written.
+pub(super) const CLAIMS_FRESH: &str = "cni-claims.json.new";
 /// Name of the queue in the state directory; the plugin writes it.
 pub const QUEUE: &str = "cni-deletions";
 /// More than so many claims, or lines of the queue, can have.
@@ -184,7 +186,7 @@ impl ClaimStore {
             boot: self.boot.clone(),
             claims: claims.iter().map(Written::from).collect(),
         };
-        let fresh = self.path.with_extension("json.new");
+        let fresh = self.path.with_file_name(CLAIMS_FRESH);
         let mut file = File::options()
             .create(true)
             .write(true)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use towpath_dataplane::link::BridgeSettings;
 
-use super::cni_store::{CLAIMS, QUEUE};
+use super::cni_store::{CLAIMS, CLAIMS_FRESH, QUEUE};
 use crate::applier::MARKER;
 
 const LOCK: &str = "agent.lock";
@@ -143,7 +143,7 @@ impl StateDirectory {
 
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        for name in [CHANGES, MARKER, CLAIMS, QUEUE, LOCK] {
+        for name in [CHANGES, MARKER, CLAIMS, CLAIMS_FRESH, QUEUE, LOCK] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -263,7 +263,7 @@ mod tests {
         let path = directory.path().join("state");
         let mut state = StateDirectory::open(&path).unwrap();
         state.record_bridge("cni0", OFF).unwrap();
-        for name in [MARKER, CLAIMS, QUEUE] {
+        for name in [MARKER, CLAIMS, CLAIMS_FRESH, QUEUE] {
             fs::write(path.join(name), "{}").unwrap();
         }
 
