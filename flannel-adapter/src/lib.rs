@@ -14,6 +14,7 @@ pub mod etcd;
 pub mod facts;
 mod family;
 mod fault;
+pub mod files;
 pub mod finding;
 mod json;
 pub mod lease;

@@ -17,6 +17,8 @@ use crate::cli::arguments::SourceLocation;
 pub const DEFAULT_SOCKET: &str = "/run/towpath/towpath.sock";
 /// Where the agent keeps what must outlive it.
 pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/towpath";
+/// Where container runtimes look for CNI configurations unless told otherwise.
+pub const DEFAULT_CNI_CONFIG_DIRECTORY: &str = "/etc/cni/net.d";
 
 /// How transactions reach the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -58,6 +60,8 @@ pub struct Config {
     /// Interfaces whose source addresses are not checked. Only here, never in a manifest.
     #[serde(serialize_with = "names_as_text")]
     pub spoof_exempt_interfaces: Vec<InterfaceName>,
+    /// Where the container runtime finds its CNI configurations; they are read to tell who carries packets of pods.
+    pub cni_config_directory: PathBuf,
     /// UDP port of the overlay; pods may not send to it on a node.
     pub overlay_udp_port: u16,
     /// Whether pods get their address by DHCP, which isolated pods may then use.
@@ -88,6 +92,7 @@ impl Default for Config {
             bridge_uplinks: Vec::new(),
             interface_prefixes: Vec::new(),
             spoof_exempt_interfaces: Vec::new(),
+            cni_config_directory: DEFAULT_CNI_CONFIG_DIRECTORY.into(),
             overlay_udp_port: 8472,
             dhcp: false,
             nflog_group: 747,
@@ -180,6 +185,11 @@ const SETTINGS: &[Setting<Config>] = &[
         key: "spoofExemptInterfaces",
         variable: "TOWPATH_SPOOF_EXEMPT_INTERFACES",
         set: |c, v| names(v).map(|names| c.spoof_exempt_interfaces = names),
+    },
+    Setting {
+        key: "cniConfigDirectory",
+        variable: "TOWPATH_CNI_CONFIG_DIRECTORY",
+        set: |c, v| put(&mut c.cni_config_directory, v),
     },
     Setting {
         key: "overlayUdpPort",

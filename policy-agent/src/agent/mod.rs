@@ -26,6 +26,7 @@ mod link;
 mod metrics;
 mod monitor;
 mod nflog;
+mod obstacles;
 pub mod report;
 mod server;
 mod source;
@@ -58,6 +59,7 @@ use self::link::{LinkControl, LinkParts, LinkThread, chain};
 use self::metrics::Metrics;
 use self::monitor::MonitorThread;
 use self::nflog::NflogThread;
+use self::obstacles::ObstacleThread;
 use self::server::{Served, Server};
 use self::source::{OpenedSource, SourceFeed};
 use self::state::{StateDirectory, StateError};
@@ -228,6 +230,9 @@ impl Agent {
             beat: health.beat("graph"),
         };
         let graph = GraphThread::new(config, parts, health.now);
+        let clear = health
+            .readiness
+            .add("other dataplanes", "not looked at yet");
         let Health {
             readiness,
             liveness,
@@ -245,6 +250,11 @@ impl Agent {
         let threads = Threads {
             link: spawn("link", sender.clone(), move || link.run())?,
             control,
+            obstacles: ObstacleThread::start(
+                config.cni_config_directory.clone(),
+                clear,
+                sender.clone(),
+            )?,
             nflog: NflogThread::start(config.nflog_group, sender.clone())?,
             monitor: monitor(monitored, &sender)?,
             source: source
@@ -373,6 +383,7 @@ fn pod_filter(config: &Config) -> PodFilter {
 struct Threads {
     link: JoinHandle<()>,
     control: LinkControl,
+    obstacles: ObstacleThread,
     nflog: Option<NflogThread>,
     monitor: Option<MonitorThread>,
     source: Option<SourceFeed>,
@@ -392,8 +403,13 @@ impl Threads {
         if let Some(monitor) = self.monitor {
             monitor.end();
         }
-        for (name, thread) in [("link", self.link), ("applier", self.applier_thread)] {
-            if thread.join().is_err() {
+        let ended = [
+            ("link", self.link.join()),
+            ("applier", self.applier_thread.join()),
+            ("obstacles", self.obstacles.end()),
+        ];
+        for (name, ended) in ended {
+            if ended.is_err() {
                 error!(name, "a thread has panicked");
             }
         }
