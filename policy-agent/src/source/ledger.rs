@@ -181,7 +181,7 @@ impl Ledger {
     }
 
     fn claim(&self, id: ClaimId) -> &Claim {
-        &self.files[id.file as usize].claims[id.index as usize]
+        &self.files[id.file as usize].claims[id.index()]
     }
 
     fn place(&self, id: ClaimId) -> Place {
@@ -200,9 +200,9 @@ impl Ledger {
         let rank = |id: &ClaimId| {
             let file = &self.files[id.file as usize];
             (
-                file.claims[id.index as usize].state.rank(),
+                file.claims[id.index()].state.rank(),
                 file.name.clone(),
-                id.index,
+                id.index(),
             )
         };
         standing.claims().min_by_key(rank)
@@ -248,7 +248,7 @@ impl Ledger {
         for (index, claim) in (0..).zip(&claims) {
             let hash = self.hash(&claim.key);
             if let Some(standing) = self.standings.get_mut(&hash) {
-                standing.remove(ClaimId { file, index });
+                standing.remove(ClaimId::new(file, index));
             }
             touched.insert(claim.key.clone());
         }
@@ -281,7 +281,7 @@ impl Ledger {
             self.standings
                 .entry(hash)
                 .or_default()
-                .add(ClaimId { file, index });
+                .add(ClaimId::new(file, index));
             touched.insert(claim.key.clone());
             claims.push(claim);
             fresh.push(object);
@@ -341,7 +341,7 @@ impl Ledger {
             Some((id, _)) if !self.claim(id).state.is_readable() => return,
             Some((id, wanted)) => {
                 let file = &mut self.files[id.file as usize];
-                let fresh = file.fresh.get_mut(id.index as usize).and_then(Option::take);
+                let fresh = file.fresh.get_mut(id.index()).and_then(Option::take);
                 let Some(object) = fresh else {
                     applied.reread.insert(file.name.clone());
                     return;

@@ -3,6 +3,8 @@
 //! There is a claim per object of a source, so they are small: files are numbers, and a claim knows its place in
 //! its file by where it stands in the file's list.
 
+use std::num::{NonZeroU32, NonZeroU64};
+
 use towpath_core::model::ObjectKey;
 
 /// What a document says about an object.
@@ -26,11 +28,15 @@ pub(super) enum State {
     Bad(Option<u64>),
 }
 
-/// What consumers hold of an object.
+/// What consumers hold of an object, in a word: its meaning but for two bits, and whether it is a stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct InForce {
-    pub(super) meaning: u64,
-    pub(super) is_stand_in: bool,
+pub(super) struct InForce(NonZeroU64);
+
+impl InForce {
+    fn new(meaning: u64, is_stand_in: bool) -> Self {
+        let word = NonZeroU64::MIN | (meaning & !3);
+        Self(if is_stand_in { word } else { word | 2 })
+    }
 }
 
 impl State {
@@ -54,14 +60,10 @@ impl State {
     /// What would be in force if a claim of this state were.
     pub(super) fn wanted(self) -> Option<InForce> {
         match self {
-            Self::Bad(meaning) => Some(InForce {
-                meaning: meaning?,
-                is_stand_in: true,
-            }),
-            Self::Good(meaning) | Self::Kept(meaning) | Self::Missing(meaning) => Some(InForce {
-                meaning,
-                is_stand_in: false,
-            }),
+            Self::Bad(meaning) => meaning.map(|meaning| InForce::new(meaning, true)),
+            Self::Good(meaning) | Self::Kept(meaning) | Self::Missing(meaning) => {
+                Some(InForce::new(meaning, false))
+            }
         }
     }
 
@@ -71,11 +73,24 @@ impl State {
     }
 }
 
-/// Where a claim stands.
+/// Where a claim stands: the number of a file, and the place in its list, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ClaimId {
     pub(super) file: u32,
-    pub(super) index: u32,
+    place: NonZeroU32,
+}
+
+impl ClaimId {
+    /// `index` counts from 0.
+    pub(super) fn new(file: u32, index: u32) -> Self {
+        let place = NonZeroU32::MIN.saturating_add(index);
+        Self { file, place }
+    }
+
+    /// The place in the file's list, from 0.
+    pub(super) fn index(self) -> usize {
+        self.place.get() as usize - 1
+    }
 }
 
 /// The claims about one object, and what consumers hold of it. Nearly every object has one claim.
