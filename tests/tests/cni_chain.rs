@@ -382,6 +382,44 @@ fn the_first_pod_of_a_node_starts_when_its_bridge_is_judged() {
     plugged.delete(&pod).unwrap();
 }
 
+#[test]
+fn more_pods_than_may_wait_at_once_start_all_the_same() {
+    /// More than the agent lets wait, and more than its socket has connections.
+    const PODS: u32 = 70;
+    require!("cni", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = one_node().unwrap();
+    let plugged = Plugged::new(&stage, "node-a").unwrap();
+    let ours = Ours::new(&stage, "node-a").with("timeoutSeconds", 10);
+    let agent = stage.agent("node-a").unwrap();
+    let pods: Vec<Pod> = (1..=PODS)
+        .map(|number| plugged.add(&format!("p{number}"), number).unwrap())
+        .collect();
+
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let adding: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                scope.spawn(|| ours.call(plugged.node, &pod.sandbox, "ADD", &pod.attachment.result))
+            })
+            .collect();
+        agent
+            .wait_metric("towpath_cni_waiting", |waiting| waiting >= 40.0)
+            .unwrap();
+        for number in 1..=PODS {
+            publish(&stage, &format!("p{number}"), number).unwrap();
+        }
+        adding
+            .into_iter()
+            .map(|adding| adding.join().unwrap())
+            .collect()
+    });
+
+    for (pod, answer) in pods.iter().zip(answers) {
+        assert!(answer.is_good, "{}: {answer:?}", pod.sandbox.name);
+        assert!(is_bound(plugged.node, pod).unwrap(), "{}", pod.sandbox.name);
+    }
+}
+
 /// Prints what the plugin adds to ADD. The figures depend on the machine; that all of them start does not.
 #[test]
 fn a_hundred_pods_start_one_after_the_other() {
