@@ -40,7 +40,9 @@ impl Ours {
         let folder = stage.lab.folder().join(node);
         Self {
             // Built beside the agent.
-            plugin: program::towpath().unwrap().with_file_name("towpath-cni"),
+            plugin: program::towpath()
+                .expect("the agent is built; towpath-cni stands beside it")
+                .with_file_name("towpath-cni"),
             configuration: json!({
                 "cniVersion": "0.3.1",
                 "name": NETWORK_NAME,
