@@ -155,12 +155,23 @@ impl Agent {
         Ok(())
     }
 
+    /// Stops it where it is, as a debugger would, until [`Agent::resume`].
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a paused agent go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().cast_signed()), signal)?)
+    }
+
     /// Asks the agent to end and waits for it.
     pub fn terminate(self) -> Result<ExitStatus> {
-        kill(
-            Pid::from_raw(self.child.id().cast_signed()),
-            Signal::SIGTERM,
-        )?;
+        self.signal(Signal::SIGTERM)?;
         self.wait()
     }
 

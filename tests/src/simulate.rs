@@ -34,7 +34,7 @@ impl Simulation {
     /// Asks the command line about the lab's manifests as they are now.
     pub fn run(lab: &Lab) -> Result<Self> {
         let mut command = Command::new(program::towpath()?);
-        let source = format!("file:{}", lab.manifests.folder().display());
+        let source = lab.source_on_host();
         command.args(["simulate", "--source", &source, "-o", "json"]);
         let text = netns::run(&mut command)?;
         let lines: Vec<Line> = serde_json::from_str(&text)

@@ -52,6 +52,9 @@ use crate::wait::until;
 const PORT: u16 = 6443;
 const ETCD: &str = "http://127.0.0.1:2379";
 
+const CLUSTER_POLICY: &str = include_str!("cluster_policy.yaml");
+const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+
 /// Controllers that act when no kubelet speaks for a node. Light nodes have none, and their pods are to stay.
 const NODE_CONTROLLERS: [&str; 4] = [
     "node-lifecycle-controller",
@@ -229,6 +232,22 @@ impl ControlPlane {
         waited.map_err(|error| match &self.controllers {
             Some(controllers) => controllers.explain(&error),
             None => error,
+        })
+    }
+
+    /// Brings the kind `ClusterNetworkPolicy`, and waits until it can be used.
+    pub fn define_cluster_policies(&self) -> Result<()> {
+        self.api.apply(CLUSTER_POLICY)?;
+        until("kind ClusterNetworkPolicy", START_PATIENCE, || {
+            Ok(self.api.find(CLUSTER_POLICIES)?.is_some())
+        })
+    }
+
+    /// Takes the kind `ClusterNetworkPolicy` away, with all its objects, and waits until it is gone.
+    pub fn remove_cluster_policies(&self) -> Result<()> {
+        self.api.withdraw(CLUSTER_POLICY)?;
+        until("no kind ClusterNetworkPolicy", START_PATIENCE, || {
+            Ok(self.api.find(CLUSTER_POLICIES)?.is_none())
         })
     }
 

@@ -40,6 +40,8 @@ pub struct KubernetesConfig {
     /// Whether containerd and a kubelet run on each node. Else the lab plugs pods in itself: those start in
     /// milliseconds.
     pub kubelets: bool,
+    /// Whether the kind ClusterNetworkPolicy is missing, as it may be in a cluster.
+    pub without_cluster_policies: bool,
     /// What the control plane does.
     pub control_plane: ControlPlaneConfig,
 }
@@ -51,6 +53,7 @@ impl KubernetesConfig {
             flannel: Rules::Nftables,
             proxy: Some(Rules::Nftables),
             kubelets: true,
+            without_cluster_policies: false,
             control_plane: ControlPlaneConfig {
                 watch_nodes: true,
                 schedule: true,
@@ -90,6 +93,9 @@ impl Cluster {
         let plane = ControlPlane::start(&run.fabric, run.folder(), addresses, &control_plane)?;
         plane.api().apply(include_str!("flannel.yaml"))?;
         plane.api().apply(&agent_account()?)?;
+        if !kubernetes.without_cluster_policies {
+            plane.define_cluster_policies()?;
+        }
         let token = plane.api().service_token("kube-flannel", "flannel")?;
         let flannel_kubeconfig =
             plane.write_kubeconfig("flannel", View::Lab, Credential::Token(&token))?;

@@ -125,6 +125,8 @@ fn object(spec: &PodSpec, is_real: bool) -> Value {
         "spec": {
             "nodeName": spec.node,
             "automountServiceAccountToken": false,
+            // The lab has no cluster DNS.
+            "dnsPolicy": "Default",
             "terminationGracePeriodSeconds": 0,
             "containers": [container],
         },

@@ -73,6 +73,17 @@ impl Default for LabConfig {
     }
 }
 
+impl LabConfig {
+    /// A small real cluster: API server, Flannel, kube-proxy and kubelets, with CNI plugins as they are shipped today.
+    pub fn real() -> Self {
+        Self {
+            plugins: PluginSet::Module,
+            kubernetes: Some(KubernetesConfig::real()),
+            ..Self::default()
+        }
+    }
+}
+
 /// A cluster in namespaces. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Lab {
@@ -189,6 +200,14 @@ impl Lab {
         })
     }
 
+    /// What a command line on the host is to read, as `--source` names it.
+    pub fn source_on_host(&self) -> String {
+        match &self.cluster {
+            Some(cluster) => format!("kubernetes:{}", cluster.plane.kubeconfig().display()),
+            None => format!("file:{}", self.manifests.folder().display()),
+        }
+    }
+
     /// Writes or changes a manifest under a name, and applies it to the API server if there is one. Returns the moment
     /// just before agents could see it.
     pub fn apply(&self, name: &str, text: &str) -> Result<Instant> {
@@ -251,13 +270,27 @@ impl Lab {
     /// Does what the cluster does for a new pod: it is declared, plugged in, and its address is published.
     pub fn add_pod(&mut self, spec: PodSpec) -> Result<&Pod> {
         let id = spec.id();
-        let uid = match &self.cluster {
-            Some(cluster) => Some(cluster.declare(&spec)?),
-            None => None,
-        };
-        self.plug_as(spec, uid)?;
-        self.publish(&id)?;
+        self.add_pods(vec![spec])?;
         self.pod(&id)
+    }
+
+    /// The same for several, which kubelets start side by side.
+    pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
+        let mut uids = Vec::new();
+        for spec in &specs {
+            let uid = self
+                .cluster
+                .as_ref()
+                .map(|cluster| cluster.declare(spec))
+                .transpose()?;
+            uids.push(uid);
+        }
+        for (spec, uid) in specs.into_iter().zip(uids) {
+            let id = spec.id();
+            self.plug_as(spec, uid)?;
+            self.publish(&id)?;
+        }
+        Ok(())
     }
 
     /// Pulls a pod out: its object first, as the API would, then CNI DEL, then its namespace.

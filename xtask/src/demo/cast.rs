@@ -91,11 +91,11 @@ pub(crate) fn enter(lab: &mut Lab) -> Result<()> {
         lab.write_namespace(name, &[("trust", trust)])?;
     }
     let nodes: Vec<String> = lab.nodes().iter().map(|node| node.name.clone()).collect();
-    for (namespace, name, place, port, port_name) in PODS {
+    let pods = PODS.map(|(namespace, name, place, port, port_name)| {
         let node = &nodes[place % nodes.len()];
-        lab.add_pod(spec(node, namespace, name, port, port_name).label("app", name))?;
-    }
-    Ok(())
+        spec(node, namespace, name, port, port_name).label("app", name)
+    });
+    lab.add_pods(pods.into())
 }
 
 /// Text of a file of `examples/demo`.

@@ -8,7 +8,7 @@ use towpath_tests::program;
 
 /// The command in short, and what it prints about a flow. Exit status 1 may mean a denied flow.
 pub(super) fn explain(lab: &Lab, from: &str, to: &str, port: &str) -> Result<(String, String)> {
-    let source = format!("file:{}", lab.manifests.folder().display());
+    let source = lab.source_on_host();
     let output = Command::new(program::towpath()?)
         .args([
             "explain", "--source", &source, "--from", from, "--to", to, "--port", port,

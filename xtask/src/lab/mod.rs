@@ -1,5 +1,7 @@
 //! `cargo xtask lab`: a lab that stays up, and its end.
 
+mod instructions;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,8 +13,7 @@ use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{Alone, ControlPlaneConfig};
 use towpath_tests::keeper::remove_everything;
 use towpath_tests::lab::{Lab, LabConfig};
-use towpath_tests::tools::Tool;
-use towpath_tests::{netns, program};
+use towpath_tests::netns;
 
 use crate::cargo::build_programs;
 use crate::demo::cast;
@@ -33,6 +34,9 @@ pub(crate) enum Verb {
         /// Only nodes and pods: start agents by hand
         #[arg(long)]
         no_agents: bool,
+        /// A real cluster: API server, Flannel, kube-proxy, and containerd with a kubelet on each node
+        #[arg(long, conflicts_with = "control_plane")]
+        kubernetes: bool,
         /// Only a real Kubernetes API server with its controllers, without nodes
         #[arg(long, conflicts_with_all = ["nodes", "no_agents"])]
         control_plane: bool,
@@ -60,12 +64,17 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
             nodes,
             ipv6,
             no_agents,
+            kubernetes,
             ..
         } => {
             let config = LabConfig {
                 nodes: *nodes,
                 ipv6: *ipv6,
-                ..LabConfig::default()
+                ..if *kubernetes {
+                    LabConfig::real()
+                } else {
+                    LabConfig::default()
+                }
             };
             up(&config, !no_agents)?;
         }
@@ -77,8 +86,21 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
 fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
     refuse_second()?;
     setup::install()?;
+    if config.kubernetes.is_some() {
+        setup::install_cluster()?;
+    }
     build_programs()?;
     interrupt::watch()?;
+    let built = build(config, with_agents);
+    interrupt::yield_to_signal();
+    let (lab, agents) = built?;
+    keep(lab, agents)
+}
+
+fn build(config: &LabConfig, with_agents: bool) -> Result<(Lab, Vec<Agent>)> {
+    if config.kubernetes.is_some() {
+        say("starting the cluster: API server, Flannel, kubelets, and six pods");
+    }
     let mut lab = Lab::new(config)?;
     interrupt::clean_up_on_signal(lab.run());
     cast::enter(&mut lab)?;
@@ -91,7 +113,7 @@ fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
             agent.wait_ready()?;
         }
     }
-    keep(lab, agents)
+    Ok((lab, agents))
 }
 
 fn up_control_plane(ipv6: bool) -> Result<()> {
@@ -109,7 +131,7 @@ fn up_control_plane(ipv6: bool) -> Result<()> {
     interrupt::clean_up_on_signal(alone.run());
     note(alone.run().prefix(), alone.run().folder())?;
     let kubeconfig = alone.plane.kubeconfig().display();
-    let kubectl = kubectl()?;
+    let kubectl = instructions::kubectl()?;
     say(&format!(
         "\nA control plane is up ({}). Try:\n  \
            export KUBECONFIG={kubeconfig}\n  \
@@ -119,14 +141,6 @@ fn up_control_plane(ipv6: bool) -> Result<()> {
         alone.run().prefix(),
     ));
     alone.release()
-}
-
-/// The user's kubectl, else the one that is built with the servers.
-fn kubectl() -> Result<String> {
-    if program::is_installed("kubectl") {
-        return Ok("kubectl".to_owned());
-    }
-    Ok(Tool::Kubectl.path()?.display().to_string())
 }
 
 /// An error when a kept lab is there already.
@@ -147,7 +161,7 @@ pub(crate) fn refuse_second() -> Result<()> {
 /// Leaves a lab and its agents running, notes it for `lab down`, and says how to play with it.
 pub(crate) fn keep(lab: Lab, agents: Vec<Agent>) -> Result<()> {
     note(lab.prefix(), lab.folder())?;
-    say(&instructions(&lab, &agents)?);
+    say(&instructions::instructions(&lab, &agents)?);
     for agent in agents {
         agent.release();
     }
@@ -195,76 +209,4 @@ fn read_state() -> Result<Option<State>> {
 /// One lab may stay up per machine: `/run` forgets it with a reboot, as the kernel forgets the namespaces.
 fn state_file() -> PathBuf {
     Path::new("/run/towpath-lab").join("state.json")
-}
-
-/// Where everything is, and what to try.
-fn instructions(lab: &Lab, agents: &[Agent]) -> Result<String> {
-    let folder = lab.manifests.folder().display();
-    let mut lines = vec![
-        String::new(),
-        format!("The lab {} is up. Manifests: {folder}", lab.prefix()),
-        String::new(),
-    ];
-    for node in lab.nodes() {
-        let (name, namespace) = (&node.name, node.namespace.name());
-        lines.push(format!(
-            "  {name:20} {:44} ip netns exec {namespace} bash",
-            ""
-        ));
-    }
-    for pod in lab.pods() {
-        let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
-        lines.push(format!(
-            "  {:20} {:8} {:35} ip netns exec {} bash",
-            pod.id(),
-            pod.spec.node,
-            addresses.join(" "),
-            pod.namespace.name()
-        ));
-    }
-    lines.extend([String::new(), "Try:".to_owned()]);
-    lines.extend(
-        suggestions(lab)?
-            .into_iter()
-            .map(|line| format!("  {line}")),
-    );
-    let towpath = program::towpath()?;
-    for agent in agents {
-        let socket = agent.socket().display();
-        lines.push(format!("  {} status --socket {socket}", towpath.display()));
-    }
-    lines.extend([
-        String::new(),
-        "cargo xtask lab down removes all of it.".to_owned(),
-    ]);
-    Ok(lines.join("\n"))
-}
-
-fn suggestions(lab: &Lab) -> Result<Vec<String>> {
-    let from = lab.pod("shop/frontend")?;
-    let to = lab.pod("shop/db")?;
-    let node = lab.node(&to.spec.node)?;
-    let towpath = program::towpath()?;
-    let towpath = towpath.display();
-    let folder = lab.manifests.folder().display();
-    let change = if lab.manifests.folder().join("shop.yaml").exists() {
-        format!("rm {folder}/shop.yaml")
-    } else {
-        format!("cp examples/demo/*.yaml {folder}/")
-    };
-    Ok(vec![
-        format!(
-            "ip netns exec {} ping -c 1 {}",
-            from.namespace.name(),
-            to.ipv4()?
-        ),
-        format!("{change}   # takes effect at once"),
-        format!("{towpath} simulate --source file:{folder}"),
-        format!(
-            "{towpath} explain --source file:{folder} --from {} --to {} --port 5432/tcp",
-            from.id(),
-            to.id()
-        ),
-        format!("ip netns exec {} nft list ruleset", node.namespace.name()),
-    ])
 }

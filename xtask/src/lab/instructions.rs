@@ -1,0 +1,123 @@
+//! What a newcomer is told about a lab that stays up.
+
+use anyhow::Result;
+use towpath_tests::agent::Agent;
+use towpath_tests::cluster::{Cluster, LAB};
+use towpath_tests::lab::{Lab, Pod, PodSpec};
+use towpath_tests::program;
+use towpath_tests::tools::Tool;
+
+/// Where everything is, and what to try.
+pub(super) fn instructions(lab: &Lab, agents: &[Agent]) -> Result<String> {
+    let folder = lab.manifests.folder().display();
+    let mut lines = vec![
+        String::new(),
+        format!("The lab {} is up. Manifests: {folder}", lab.prefix()),
+        String::new(),
+    ];
+    for node in lab.nodes() {
+        let (name, namespace) = (&node.name, node.namespace.name());
+        lines.push(format!(
+            "  {name:20} {:44} ip netns exec {namespace} bash",
+            ""
+        ));
+    }
+    for pod in lab.pods() {
+        let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+        lines.push(format!(
+            "  {:20} {:8} {:35} ip netns exec {} bash",
+            pod.id(),
+            pod.spec.node,
+            addresses.join(" "),
+            pod.namespace.name()
+        ));
+    }
+    lines.extend([String::new(), "Try:".to_owned()]);
+    let suggestions = match lab.cluster() {
+        Ok(cluster) => suggestions_for_cluster(lab, cluster)?,
+        Err(_) => suggestions(lab)?,
+    };
+    lines.extend(suggestions.into_iter().map(|line| format!("  {line}")));
+    let towpath = program::towpath()?;
+    for agent in agents {
+        let socket = agent.socket().display();
+        lines.push(format!("  {} status --socket {socket}", towpath.display()));
+    }
+    lines.extend([
+        String::new(),
+        "cargo xtask lab down removes all of it.".to_owned(),
+    ]);
+    Ok(lines.join("\n"))
+}
+
+fn suggestions(lab: &Lab) -> Result<Vec<String>> {
+    let from = lab.pod("shop/frontend")?;
+    let to = lab.pod("shop/db")?;
+    let node = lab.node(&to.spec.node)?;
+    let towpath = program::towpath()?;
+    let towpath = towpath.display();
+    let folder = lab.manifests.folder().display();
+    let change = if lab.manifests.folder().join("shop.yaml").exists() {
+        format!("rm {folder}/shop.yaml")
+    } else {
+        format!("cp examples/demo/*.yaml {folder}/")
+    };
+    Ok(vec![
+        format!(
+            "ip netns exec {} ping -c 1 {}",
+            from.namespace.name(),
+            to.ipv4()?
+        ),
+        format!("{change}   # takes effect at once"),
+        format!("{towpath} simulate --source file:{folder}"),
+        format!(
+            "{towpath} explain --source file:{folder} --from {} --to {} --port 5432/tcp",
+            from.id(),
+            to.id()
+        ),
+        format!("ip netns exec {} nft list ruleset", node.namespace.name()),
+    ])
+}
+
+fn suggestions_for_cluster(lab: &Lab, cluster: &Cluster) -> Result<Vec<String>> {
+    let (api, db) = (lab.pod("shop/api")?, lab.pod("shop/db")?);
+    let guest = lab.pod("guest/visitor")?;
+    let kubectl = kubectl()?;
+    let towpath = program::towpath()?;
+    // The servers say the name of their pod to whoever comes.
+    let ask = |from: &Pod| -> Result<String> {
+        let PodSpec {
+            namespace, name, ..
+        } = &from.spec;
+        Ok(format!(
+            "{kubectl} -n {namespace} exec {name} -- nc -w 2 {} 5432",
+            db.ipv4()?
+        ))
+    };
+    let node = lab.node(&db.spec.node)?.namespace.name();
+    Ok(vec![
+        format!("export KUBECONFIG={}", cluster.plane.kubeconfig().display()),
+        format!("{kubectl} get nodes,pods -A -o wide"),
+        format!("{}   # prints {}", ask(guest)?, db.id()),
+        format!("{kubectl} apply -f examples/demo/   # takes effect at once"),
+        format!("{}   # silence", ask(guest)?),
+        format!("{}   # still prints {}", ask(api)?, db.id()),
+        format!(
+            "{} simulate --source {}",
+            towpath.display(),
+            lab.source_on_host()
+        ),
+        format!("{kubectl} -n shop logs db"),
+        format!("{kubectl} run web --image={LAB} -- httpd -f -p 80"),
+        format!("{kubectl} delete -f examples/demo/"),
+        format!("ip netns exec {node} nft list ruleset"),
+    ])
+}
+
+/// The user's kubectl, else the one that is built with the servers.
+pub(super) fn kubectl() -> Result<String> {
+    if program::is_installed("kubectl") {
+        return Ok("kubectl".to_owned());
+    }
+    Ok(Tool::Kubectl.path()?.display().to_string())
+}
