@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// Leaves the lab up with policies and agents in force, and prints commands to play with it
     #[arg(long)]
     keep: bool,
+    /// Tells the story on a real cluster: API server, Flannel, kube-proxy, kubelets
+    #[arg(long)]
+    kubernetes: bool,
 }
 
 /// `cargo xtask demo`.
@@ -32,11 +35,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         lab::refuse_second()?;
     }
     setup::install()?;
+    if arguments.kubernetes {
+        setup::install_cluster()?;
+    }
     build_programs()?;
     // From here on things are made that ctrl-C must remove. Until here it just ends everything.
     interrupt::watch()?;
     let started = Instant::now();
-    let told = tell(arguments.keep);
+    let told = tell(arguments);
     interrupt::yield_to_signal();
     told?;
     say(&format!(
@@ -46,8 +52,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(keep: bool) -> Result<()> {
-    let mut lab = Lab::new(&LabConfig::default())?;
+fn tell(arguments: &Arguments) -> Result<()> {
+    let keep = arguments.keep;
+    let config = if arguments.kubernetes {
+        say("starting the cluster: API server, Flannel, kubelets, and six pods");
+        LabConfig::real()
+    } else {
+        LabConfig::default()
+    };
+    let mut lab = Lab::new(&config)?;
     interrupt::clean_up_on_signal(lab.run());
     cast::enter(&mut lab)?;
     let mut story = Story::new(lab, if keep { 7 } else { 9 });

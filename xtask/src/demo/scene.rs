@@ -19,6 +19,20 @@ use crate::output::say;
 /// How long a change may take to be seen in the matrix. It takes milliseconds; this is for a machine under load.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// What the lab is.
+const NAMESPACES: &[&str] = &[
+    "Each node is a network namespace, set up as Flannel does it: a bridge cni0 for its pods, a vxlan device to",
+    "the other node. The pods were plugged in by the CNI plugins bridge and host-local, and each runs a TCP and",
+    "a UDP server. Nothing outside these namespaces is touched.",
+];
+
+/// What the cluster is.
+const CLUSTER: &[&str] = &[
+    "A real cluster: etcd, kube-apiserver and its controllers; on each node flanneld (vxlan), kube-proxy, containerd and",
+    "a kubelet. Each node is a network namespace. The kubelets run the pods, and each of these runs a TCP and a UDP",
+    "server. Nothing outside these namespaces is touched.",
+];
+
 /// The stage.
 pub(super) struct Story {
     lab: Lab,
@@ -45,13 +59,14 @@ impl Story {
 
     pub(super) fn opening(&mut self) -> Result<()> {
         self.title("Two nodes, six pods");
-        say(
-            "Each node is a network namespace, set up as Flannel does it: a bridge cni0 for its pods, a vxlan device to",
-        );
-        say(
-            "the other node. The pods were plugged in by the CNI plugins bridge and host-local, and each runs a TCP and",
-        );
-        say("a UDP server. Nothing outside these namespaces is touched.\n");
+        for line in if self.is_cluster() {
+            CLUSTER
+        } else {
+            NAMESPACES
+        } {
+            say(line);
+        }
+        say("");
         for pod in self.lab.pods() {
             let address = pod.ipv4()?.to_string();
             let ports: Vec<String> = pod
@@ -79,16 +94,22 @@ impl Story {
         for agent in &mut self.agents {
             agent.wait_ready()?;
         }
-        say(
-            "Each agent reads the manifests in one directory and finds its own pods by asking the kernel.",
-        );
+        say(if self.is_cluster() {
+            "Each agent follows the API server with an account of its own and finds its own pods by asking the kernel."
+        } else {
+            "Each agent reads the manifests in one directory and finds its own pods by asking the kernel."
+        });
         say("A number is a port that answered a real probe, dots are one that stayed silent.\n");
         self.settle(|_| true)?;
         Ok(())
     }
 
     pub(super) fn policies_arrive(&mut self) -> Result<()> {
-        self.title("Policies are dropped into the directory: the matrix changes");
+        self.title(if self.is_cluster() {
+            "Policies are applied to the API server: the matrix changes"
+        } else {
+            "Policies are dropped into the directory: the matrix changes"
+        });
         say(
             "  guests-stay-out      ClusterNetworkPolicy, Admin tier: guests reach nothing internal, monitoring reaches all",
         );
@@ -163,25 +184,43 @@ impl Story {
     pub(super) fn new_pod_is_closed_until_programmed(&mut self) -> Result<()> {
         self.title("A new pod is closed until its policy is in the kernel");
         let late = cast::late(&self.lab)?;
-        self.lab.plug(late)?;
-        say(&format!(
-            "{LATE} is plugged in and runs its servers, but no manifest speaks of it yet:\n"
-        ));
+        let node = late.node.clone();
+        if self.is_cluster() {
+            self.agent(&node)?.pause()?;
+            self.lab.add_pod(late)?;
+            say(&format!(
+                "The agent of {node} is stopped for a moment (kill -STOP), so that it hears of nothing. {LATE} is created \
+                 in\nthe API, and its kubelet starts it. It runs its servers, but the agent has not seen it yet:\n"
+            ));
+        } else {
+            self.lab.plug(late)?;
+            say(&format!(
+                "{LATE} is plugged in and runs its servers, but no manifest speaks of it yet:\n"
+            ));
+        }
         self.hold(|flow| {
             let is_late = [flow.from.id(), flow.to.id()].contains(&LATE.to_owned());
             !is_late && as_the_policies_say(flow)
         })?;
-        say(
-            "Its manifest arrives. It has the label app=frontend, so it may do what shop/frontend may:\n",
-        );
-        let node = self.lab.pod(LATE)?.spec.node.clone();
-        let timing = self.timed(&[node], |lab| {
-            let changed = Instant::now();
-            lab.publish(LATE)?;
-            Ok(changed)
-        })?;
-        let matrix = self.settle(as_the_policies_say)?;
-        say(&format!("\n{}", timing.trim_end()));
+        let matrix = if self.is_cluster() {
+            say(
+                "The agent goes on. The pod has the label app=frontend, so it may do what shop/frontend may:\n",
+            );
+            self.agent(&node)?.resume()?;
+            self.settle(as_the_policies_say)?
+        } else {
+            say(
+                "Its manifest arrives. It has the label app=frontend, so it may do what shop/frontend may:\n",
+            );
+            let timing = self.timed(&[node], |lab| {
+                let changed = Instant::now();
+                lab.publish(LATE)?;
+                Ok(changed)
+            })?;
+            let matrix = self.settle(as_the_policies_say)?;
+            say(&format!("\n{}", timing.trim_end()));
+            matrix
+        };
         self.compare_with_simulation(&matrix)?;
         Ok(())
     }
@@ -204,8 +243,8 @@ impl Story {
             agent.terminate()?;
             let tables = tables(node)?;
             ensure!(
-                tables.iter().any(|table| table.contains("towpath")),
-                "the tables of {name} did not outlive the agent: {tables:?}"
+                !tables.is_empty(),
+                "the tables of {name} did not outlive the agent"
             );
             say(&format!(
                 "  {name}: the agent ended, its tables stay: {}",
@@ -220,11 +259,21 @@ impl Story {
                 "the bridge of {name} is not as it was: {filtered:?}"
             );
             say(&format!(
-                "  {name}: after towpath uninstall: no tables, cni0 as Flannel made it"
+                "  {name}: after towpath uninstall: no tables of ours, cni0 as Flannel made it"
             ));
         }
         say("");
         self.hold(|_| true)
+    }
+
+    /// Whether there is a real API server.
+    fn is_cluster(&self) -> bool {
+        self.lab.cluster().is_ok()
+    }
+
+    fn agent(&self, node: &str) -> Result<&Agent> {
+        let found = self.agents.iter().find(|agent| agent.node == node);
+        found.with_context(|| format!("{node} has no agent"))
     }
 
     fn title(&mut self, text: &str) {
@@ -266,13 +315,18 @@ impl Story {
                 .map(|thread| thread.join().expect("asking an agent does not panic"))
                 .collect()
         });
+        let what = if self.is_cluster() {
+            "API requests sent"
+        } else {
+            "file changed"
+        };
         let mut text = String::new();
         for ((agent, reading), outside) in before.into_iter().zip(outside) {
             let own = milliseconds(reading.own_mean(agent)?);
             let outside = milliseconds(outside?);
             let _ = writeln!(
                 text,
-                "  {}: file changed -> in the kernel: {outside}; of that, agent told -> in the kernel: {own}",
+                "  {}: {what} -> in the kernel: {outside}; of that, agent told -> in the kernel: {own}",
                 agent.node
             );
         }
@@ -322,7 +376,7 @@ fn as_the_policies_say(flow: &Flow<'_>) -> bool {
     )
 }
 
-/// `inet towpath` and so on.
+/// Ours: `inet towpath` and so on. Flannel and kube-proxy may have their own.
 fn tables(node: &Node) -> Result<Vec<String>> {
     let text = node
         .namespace
@@ -330,6 +384,7 @@ fn tables(node: &Node) -> Result<Vec<String>> {
     Ok(text
         .lines()
         .map(|line| line.trim_start_matches("table ").to_owned())
+        .filter(|table| table.contains("towpath"))
         .collect())
 }
 
