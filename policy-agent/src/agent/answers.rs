@@ -11,6 +11,7 @@ use super::metrics::gauge;
 use super::report::{self, Commits, EndpointCounts, EndpointState, Status};
 use super::source::{PROBLEM_KINDS, problem_kind};
 use super::views;
+use crate::layout::Enforcement;
 
 impl GraphThread {
     pub(super) fn answer(&self, question: Question) {
@@ -47,7 +48,8 @@ impl GraphThread {
             mode: "policy-only".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.duration_since(self.started).as_secs(),
-            enforced: awaited.is_empty(),
+            enforcement: self.enforcement,
+            enforced: awaited.is_empty() && self.enforcement == Enforcement::Enforce,
             awaited,
             in_sync: self.is_in_sync,
             commits: Commits {

@@ -110,6 +110,7 @@ pub(crate) fn layout_options(config: &Config, table_flags: TableFlags) -> Layout
         log_rate,
         log_burst,
         dhcp: config.dhcp,
+        enforcement: config.enforcement_here(),
         ..LayoutOptions::default()
     }
 }

@@ -12,6 +12,7 @@ use towpath_runtime::http::parse_listen_address;
 use towpath_runtime::logs::LogFormat;
 
 use crate::cli::arguments::SourceLocation;
+use crate::layout::Enforcement;
 
 /// Where the control socket is when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/towpath/towpath.sock";
@@ -72,6 +73,12 @@ pub struct Config {
     pub denied_flows_kept: usize,
     /// How often the tables in the kernel are compared with the wanted ones.
     pub verify_interval_seconds: u64,
+    /// Whether what is denied is dropped, or only counted and logged.
+    pub enforcement: Enforcement,
+    /// Nodes that only count and log, whatever `enforcement` says.
+    pub audit_nodes: Vec<String>,
+    /// Namespaces whose pods on this node are only counted and logged. Only here, never in a manifest.
+    pub audit_namespaces: Vec<String>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// A level, or `target=level` pairs.
@@ -98,6 +105,9 @@ impl Default for Config {
             nflog_group: 747,
             denied_flows_kept: 256,
             verify_interval_seconds: 60,
+            enforcement: Enforcement::default(),
+            audit_nodes: Vec::new(),
+            audit_namespaces: Vec::new(),
             log_format: LogFormat::default(),
             log: "info".to_owned(),
         }
@@ -123,6 +133,8 @@ pub struct Flags {
     pub nft_backend: Option<NftBackend>,
     /// `--pod-bridge`, which may be given several times.
     pub pod_bridges: Vec<InterfaceName>,
+    /// `--enforcement`
+    pub enforcement: Option<Enforcement>,
     /// `--log-format`
     pub log_format: Option<LogFormat>,
     /// `--log`
@@ -222,6 +234,21 @@ const SETTINGS: &[Setting<Config>] = &[
         set: |c, v| between(&v, 1, 86_400).map(|seconds| c.verify_interval_seconds = seconds),
     },
     Setting {
+        key: "enforcement",
+        variable: "TOWPATH_ENFORCEMENT",
+        set: |c, v| put(&mut c.enforcement, v),
+    },
+    Setting {
+        key: "auditNodes",
+        variable: "TOWPATH_AUDIT_NODES",
+        set: |c, v| texts(v).map(|names| c.audit_nodes = names),
+    },
+    Setting {
+        key: "auditNamespaces",
+        variable: "TOWPATH_AUDIT_NAMESPACES",
+        set: |c, v| texts(v).map(|names| c.audit_namespaces = names),
+    },
+    Setting {
         key: "logFormat",
         variable: "TOWPATH_LOG_FORMAT",
         set: |c, v| put(&mut c.log_format, v),
@@ -256,6 +283,15 @@ impl Config {
         Duration::from_secs(self.verify_interval_seconds)
     }
 
+    /// Whether this node drops what is denied.
+    pub fn enforcement_here(&self) -> Enforcement {
+        if self.audit_nodes.contains(&self.node) {
+            Enforcement::Audit
+        } else {
+            self.enforcement
+        }
+    }
+
     fn lay_flags(&mut self, flags: Flags) {
         fn lay<T>(field: &mut T, flag: Option<T>) {
             if let Some(value) = flag {
@@ -270,6 +306,7 @@ impl Config {
         lay(&mut self.metrics, flags.metrics.map(Some));
         lay(&mut self.health, flags.health.map(Some));
         lay(&mut self.nft_backend, flags.nft_backend);
+        lay(&mut self.enforcement, flags.enforcement);
         lay(&mut self.log_format, flags.log_format);
         lay(&mut self.log, flags.log);
         if !flags.pod_bridges.is_empty() {

@@ -24,18 +24,45 @@ const LOG_AGAIN: Duration = Duration::from_mins(1);
 /// Log lines of denied flows in one go.
 const MOST_LINES: usize = 10;
 
-/// The closed name of a rule's prefix. The group may carry the packets of others; those are `other`.
-fn reason_of(prefix: &str) -> &'static str {
-    let known = DropReason::ALL
-        .into_iter()
-        .find(|reason| reason.name() == prefix);
-    known.map_or("other", DropReason::name)
+/// Why a packet was logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Reason {
+    /// Name of a [`DropReason`], or `other`.
+    pub(super) name: &'static str,
+    /// Whether it passed all the same.
+    pub(super) is_audited: bool,
+}
+
+impl Reason {
+    /// The reason of a rule's prefix. The group may carry the packets of others; those are `other`.
+    fn of(prefix: &str) -> Self {
+        let found = DropReason::ALL.into_iter().find_map(|reason| {
+            let is_audited = prefix == reason.audit_name();
+            (is_audited || prefix == reason.name()).then_some(Self {
+                name: reason.name(),
+                is_audited,
+            })
+        });
+        found.unwrap_or(Self {
+            name: "other",
+            is_audited: false,
+        })
+    }
+
+    /// As it is counted: packets that passed are told from those that did not.
+    fn counted(self) -> String {
+        if self.is_audited {
+            format!("audited {}", self.name)
+        } else {
+            self.name.to_owned()
+        }
+    }
 }
 
 /// What makes two packets the same flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    reason: &'static str,
+    reason: Reason,
     source: IpAddr,
     destination: IpAddr,
     /// IANA number; ARP has none.
@@ -56,7 +83,7 @@ impl Key {
             Conversation::Other { .. } => return None,
         };
         Some(Self {
-            reason: reason_of(&packet.prefix),
+            reason: Reason::of(&packet.prefix),
             source: packet.source()?,
             destination: packet.destination()?,
             protocol,
@@ -66,7 +93,7 @@ impl Key {
 
     /// The flow that policy judges; `None` where policy had no say.
     fn flow(&self) -> Option<Flow> {
-        let is_judged = self.reason == DropReason::Policy.name();
+        let is_judged = self.reason.name == DropReason::Policy.name();
         let protocol = self.protocol.filter(|_| is_judged)?;
         let port = Protocol::from_number(protocol).and(self.port);
         Some(Flow {
@@ -109,7 +136,7 @@ pub(super) struct DeniedFlows {
     pending: BTreeMap<Key, Pending>,
     /// Oldest first.
     listed: Vec<Listed>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<Reason, u64>,
 }
 
 impl DeniedFlows {
@@ -124,8 +151,8 @@ impl DeniedFlows {
     }
 
     /// Takes one logged packet; returns its reason, for the metric.
-    pub(super) fn add(&mut self, packet: &DeniedPacket, now: SystemTime) -> &'static str {
-        let reason = reason_of(&packet.prefix);
+    pub(super) fn add(&mut self, packet: &DeniedPacket, now: SystemTime) -> Reason {
+        let reason = Reason::of(&packet.prefix);
         *self.counts.entry(reason).or_default() += 1;
         let Some(key) = Key::of(packet) else {
             return reason;
@@ -196,8 +223,8 @@ impl DeniedFlows {
 
     /// Packets by reason.
     pub(super) fn counts(&self) -> Vec<DeniedCount> {
-        let count = |(reason, packets): (&&str, &u64)| DeniedCount {
-            reason: (*reason).to_owned(),
+        let count = |(reason, packets): (&Reason, &u64)| DeniedCount {
+            reason: reason.counted(),
             packets: *packets,
         };
         self.counts.iter().map(count).collect()
@@ -217,7 +244,8 @@ fn describe(key: &Key, pending: &Pending, evaluator: &Evaluator<'_>) -> Denied {
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
         packets: pending.packets,
-        reason: key.reason.to_owned(),
+        reason: key.reason.name.to_owned(),
+        audited: key.reason.is_audited,
         direction: decision
             .as_ref()
             .and_then(denying)
@@ -280,6 +308,11 @@ fn log(denied: &Denied) {
         );
         return;
     }
+    let outcome = if denied.audited {
+        "would be denied"
+    } else {
+        "denied"
+    };
     info!(
         reason = denied.reason,
         direction = denied.direction,
@@ -289,7 +322,7 @@ fn log(denied: &Denied) {
         port = denied.port,
         rule = denied.rule,
         packets = denied.packets,
-        "denied"
+        "{outcome}"
     );
 }
 
@@ -393,9 +426,14 @@ mod tests {
             .filter_map(|rest| rest.split('"').next())
             .collect();
 
-        assert_eq!(written, DropReason::ALL.map(DropReason::name).into());
+        let mut known: BTreeSet<&str> = DropReason::ALL.map(DropReason::name).into();
+        known.extend([DropReason::Policy, DropReason::Invalid].map(DropReason::audit_name));
+        assert_eq!(written, known);
         for prefix in written {
-            assert_eq!(reason_of(prefix), prefix);
+            let reason = Reason::of(prefix);
+            let name = prefix.strip_prefix("audit_");
+            assert_eq!(reason.name, name.unwrap_or(prefix));
+            assert_eq!(reason.is_audited, name.is_some());
         }
     }
 
@@ -412,6 +450,7 @@ mod tests {
             at: 7,
             packets: 3,
             reason: "policy".to_owned(),
+            audited: false,
             direction: Some("ingress".to_owned()),
             source: "10.0.0.1".parse().unwrap(),
             from: Some("shop/web".to_owned()),
@@ -462,7 +501,7 @@ mod tests {
 
     #[test]
     fn prefixes_outside_the_list_are_other() {
-        assert_eq!(reason_of("policy"), "policy");
-        assert_eq!(reason_of("policy of others"), "other");
+        assert_eq!(Reason::of("policy").name, "policy");
+        assert_eq!(Reason::of("policy of others").name, "other");
     }
 }

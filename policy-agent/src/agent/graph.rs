@@ -4,12 +4,14 @@
 //! will contain; nothing is sent to the applier before the source is in sync and all interfaces have been seen.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use smol_str::SmolStr;
 use towpath_core::calc::CalcGraph;
-use towpath_core::model::{EndpointKind, InterfaceName, Object, ObjectKey, Update};
+use towpath_core::model::{EndpointId, EndpointKind, InterfaceName, Object, ObjectKey, Update};
 use towpath_core::tables::Delta;
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::{Condition, Readiness};
@@ -26,7 +28,7 @@ use super::link::LinkControl;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
 use super::report::{Commits, Problem};
 use crate::applier::{Applied, ApplierHandle, Drift};
-use crate::layout::NodeFacts;
+use crate::layout::{Enforcement, NodeFacts};
 
 /// Longest time that an event waits for others to join its flush.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -59,6 +61,10 @@ pub(super) struct GraphThread {
     /// Configured pod bridges, there or not.
     bridges: Vec<InterfaceName>,
     spoof_exempt: Vec<InterfaceName>,
+    pub(super) enforcement: Enforcement,
+    audit_namespaces: BTreeSet<SmolStr>,
+    /// Endpoints of those namespaces, as the last flush left them.
+    audited: BTreeSet<IpAddr>,
     pub(super) parts: GraphParts,
     pub(super) graph: CalcGraph,
     pub(super) started: Instant,
@@ -103,6 +109,9 @@ impl GraphThread {
             verify_interval: config.verify_interval(),
             bridges: config.pod_bridges.clone(),
             spoof_exempt: config.spoof_exempt_interfaces.clone(),
+            enforcement: config.enforcement_here(),
+            audit_namespaces: config.audit_namespaces.iter().map(SmolStr::from).collect(),
+            audited: BTreeSet::new(),
             parts,
             graph: CalcGraph::new(config.node.as_str()),
             started: now,
@@ -186,9 +195,8 @@ impl GraphThread {
             Event::Denied(packets, lost) => {
                 let now = SystemTime::now();
                 for packet in &packets {
-                    self.parts
-                        .metrics
-                        .count_denied(self.denied.add(packet, now), 1);
+                    let reason = self.denied.add(packet, now);
+                    self.parts.metrics.count_denied(reason, 1);
                 }
                 self.parts.metrics.denied_lost.inc_by(lost);
             }
@@ -280,6 +288,7 @@ impl GraphThread {
             .observe(started.elapsed().as_secs_f64());
         let arrivals = std::mem::take(&mut self.unflushed);
         self.tell_networks();
+        self.tell_audited();
         // The first generation is sent even when it is empty: it closes what is unknown.
         if delta.phases.is_empty() && self.commits.wanted_generation > 0 {
             return;
@@ -343,6 +352,26 @@ impl GraphThread {
                 .cloned()
                 .collect(),
             node_addresses: self.host.addresses.iter().copied().chain(nodes).collect(),
+            audited: self.audited.clone(),
+        }
+    }
+
+    /// Tells the applier whose denials pass, when that has changed.
+    fn tell_audited(&mut self) {
+        if self.audit_namespaces.is_empty() {
+            return;
+        }
+        let is_audited = |owner: &EndpointId| self.audit_namespaces.contains(&owner.namespace);
+        let audited: BTreeSet<IpAddr> = self
+            .graph
+            .bound_addresses()
+            .filter(|(_, owner)| is_audited(owner))
+            .map(|(address, _)| address)
+            .collect();
+        if audited != self.audited {
+            self.audited = audited;
+            self.are_facts_stale = true;
+            self.tell_facts();
         }
     }
 

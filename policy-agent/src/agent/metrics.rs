@@ -11,6 +11,8 @@ use prometheus_client::registry::{Registry, Unit};
 use towpath_runtime::process::Memory;
 use towpath_runtime::readiness::Readiness;
 
+use super::denied::Reason;
+
 /// Who told of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Teller {
@@ -88,6 +90,7 @@ pub(super) struct Metrics {
     pub(super) drift_repaired: Counter,
     pub(super) programming_latency_seconds: Histogram,
     denied_packets: Family<ReasonLabel, Counter>,
+    audited_packets: Family<ReasonLabel, Counter>,
     pub(super) denied_lost: Counter,
     endpoints: Family<StateLabel, Gauge>,
     pub(super) cluster_endpoints: Gauge,
@@ -117,6 +120,7 @@ impl Metrics {
             drift_repaired: Counter::default(),
             programming_latency_seconds: histogram(),
             denied_packets: Family::default(),
+            audited_packets: Family::default(),
             denied_lost: Counter::default(),
             endpoints: Family::default(),
             cluster_endpoints: Gauge::default(),
@@ -150,6 +154,7 @@ impl Metrics {
         registry.register("dataplane_drift_repaired_objects", "Objects that others changed and that were repaired", self.drift_repaired.clone());
         registry.register_with_unit("agent_programming_latency", "From an event's arrival to the end of its commit", Unit::Seconds, self.programming_latency_seconds.clone());
         registry.register("denied_packets", "Logged denied packets by reason; the kernel logs a limited share", self.denied_packets.clone());
+        registry.register("audited_packets", "Logged packets by reason that would be denied, and passed since their node or endpoint is audited", self.audited_packets.clone());
         registry.register("denied_lost_packets", "Denied packets whose log did not reach the agent", self.denied_lost.clone());
     }
 
@@ -174,9 +179,16 @@ impl Metrics {
             .inc();
     }
 
-    pub(super) fn count_denied(&self, reason: &'static str, packets: u64) {
-        self.denied_packets
-            .get_or_create(&ReasonLabel { reason })
+    pub(super) fn count_denied(&self, reason: Reason, packets: u64) {
+        let family = if reason.is_audited {
+            &self.audited_packets
+        } else {
+            &self.denied_packets
+        };
+        family
+            .get_or_create(&ReasonLabel {
+                reason: reason.name,
+            })
             .inc_by(packets);
     }
 
@@ -244,7 +256,11 @@ mod tests {
         let metrics = Metrics::register(&mut registry, Readiness::default());
         metrics.count_events(Teller::Source, 3);
         metrics.count_commit(CommitResult::Done);
-        metrics.count_denied("policy", 2);
+        let policy = Reason {
+            name: "policy",
+            is_audited: false,
+        };
+        metrics.count_denied(policy, 2);
         metrics.set_endpoints("programmed", 5);
         metrics.programming_latency_seconds.observe(0.000_4);
 

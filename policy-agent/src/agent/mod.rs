@@ -65,6 +65,7 @@ use self::source::{OpenedSource, SourceFeed};
 use self::state::{StateDirectory, StateError};
 use self::thread::{Guard, spawn};
 use crate::applier::{Applier, ApplierHandle, ApplyError, Marker, Report};
+use crate::layout::Enforcement;
 use crate::source::kubernetes::ConnectError;
 
 /// Name of the condition that holds while traffic between ports of pod bridges can be judged.
@@ -320,7 +321,14 @@ fn start_applier(
         source,
     };
     let (marker, places) = Marker::open(&config.state_directory).map_err(unread)?;
-    let mut applier = Applier::new(backend, options).noting(marker);
+    let is_audited = options.enforcement == Enforcement::Audit;
+    let mut applier = Applier::new(backend, options);
+    // A node that is audited closes nothing, so it promises nothing for after a reboot either.
+    if is_audited {
+        warn!("this node is audited: what is denied is counted and logged, and passes");
+        return ApplierHandle::start(applier, report).map_err(failed);
+    }
+    applier = applier.noting(marker);
     if let Some(mut places) = places {
         places.interfaces.extend(config.pod_bridges.iter().cloned());
         applier = applier.guarding(places);

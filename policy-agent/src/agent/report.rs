@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::layout::Enforcement;
+
 /// Answer of `/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +20,8 @@ pub struct Status {
     pub version: String,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
+    /// `enforce`, or `audit`: what is denied is counted and logged, and passes.
+    pub enforcement: Enforcement,
     /// Whether policy is in force for every pod of this node as the manifests say.
     pub enforced: bool,
     /// Conditions that do not hold yet, or no longer.
@@ -283,6 +287,8 @@ pub struct Denied {
     pub packets: u64,
     /// Why: `policy`, `unknown`, `spoofed`, ...
     pub reason: String,
+    /// Whether it passed all the same, since its node or endpoint is audited.
+    pub audited: bool,
     /// Direction that was judged, where the reason is policy.
     pub direction: Option<String>,
     /// Source address.

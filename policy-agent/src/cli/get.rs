@@ -173,7 +173,11 @@ fn denied(denied: &[Denied], output: &mut Output) -> Result<(), CommandError> {
         vec![
             format!("{ago} s ago").into(),
             denied.packets.to_string().into(),
-            Cell::coloured(Colour::Red, denied.reason.clone()),
+            if denied.audited {
+                Cell::coloured(Colour::Yellow, format!("audited {}", denied.reason))
+            } else {
+                Cell::coloured(Colour::Red, denied.reason.clone())
+            },
             end(&denied.from, &denied.source).into(),
             end(&denied.to, &denied.destination).into(),
             service.into(),

@@ -32,6 +32,7 @@ pub use self::error::{CommandError, Exit};
 use self::output::{Format, Output};
 use crate::agent;
 use crate::agent::config::{Config, DEFAULT_SOCKET, Flags, NftBackend};
+use crate::layout::Enforcement;
 
 /// Network policy for the network you already have.
 #[derive(Debug, Parser)]
@@ -145,6 +146,13 @@ struct AgentArguments {
         help = "Log level, or target=level pairs [env: TOWPATH_LOG]"
     )]
     log: Option<String>,
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        help = "Drop what is denied (enforce), or only count and log it (audit) [env: TOWPATH_ENFORCEMENT]"
+    )]
+    enforcement: Option<Enforcement>,
 }
 
 impl AgentArguments {
@@ -162,6 +170,7 @@ impl AgentArguments {
                 .log_json
                 .then_some(towpath_runtime::logs::LogFormat::Json),
             log: self.log,
+            enforcement: self.enforcement,
         };
         let variable = |name: &str| std::env::var(name).ok();
         Ok(Config::load(self.config.as_deref(), variable, flags)?)

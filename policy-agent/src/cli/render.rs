@@ -123,6 +123,7 @@ fn render(cluster: Cluster, config: &Config) -> Result<Rendered, CommandError> {
         routed_interfaces: names(routed),
         pod_ports: names(on_bridge),
         node_addresses,
+        ..NodeFacts::default()
     };
     facts
         .pod_interfaces

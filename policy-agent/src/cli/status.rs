@@ -7,6 +7,7 @@ use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, Output};
 use super::{OutputArguments, SocketArguments, client};
 use crate::agent::report::{Problem, Status};
+use crate::layout::Enforcement;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct StatusArguments {
@@ -22,7 +23,7 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<Exit, CommandError> {
     let mut output = Output::stdout(arguments.output.format);
     print(&status, &mut output)?;
     output.flush()?;
-    Ok(if status.enforced {
+    Ok(if status.awaited.is_empty() {
         Exit::Done
     } else {
         Exit::Failed
@@ -62,6 +63,17 @@ fn problem_text(problem: &Problem) -> String {
     text + &problem.message + "; " + &problem.advice
 }
 
+/// Whether policy is in force; an audited node is no fault.
+fn enforced(status: &Status) -> Cell {
+    match (status.enforcement, status.enforced) {
+        (Enforcement::Audit, _) => {
+            Cell::coloured(Colour::Yellow, "no, audited: nothing is dropped")
+        }
+        (Enforcement::Enforce, true) => Cell::coloured(Colour::Green, "yes"),
+        (Enforcement::Enforce, false) => Cell::coloured(Colour::Red, "no"),
+    }
+}
+
 fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {
     let commits = &status.commits;
     let counts = status.endpoints;
@@ -76,7 +88,7 @@ fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {
     let mut pairs = vec![
         ("node", Cell::from(status.node.as_str())),
         ("mode", Cell::from(status.mode.as_str())),
-        ("enforced", yes_no(status.enforced, "yes", "no")),
+        ("enforced", enforced(status)),
         ("in sync", yes_no(status.in_sync, "yes", "no")),
         (
             "version",

@@ -2,7 +2,7 @@
 
 use towpath_dataplane::nft::{Chain, Name, Rule, RuleVerdict, Statement};
 
-use super::{ChainLayout, LayoutOptions, RuleBuilder, made_name};
+use super::{ChainLayout, Enforcement, LayoutOptions, RuleBuilder, made_name};
 
 /// Bytes of a dropped packet that are logged: link-layer, IPv6 and TCP headers with room to spare.
 const SNAPLEN: u32 = 128;
@@ -60,13 +60,54 @@ impl DropReason {
         }
     }
 
+    /// The log prefix where the packet is not dropped, since its node or endpoint is audited.
+    pub fn audit_name(self) -> &'static str {
+        match self {
+            Self::Policy => "audit_policy",
+            Self::Unknown => "audit_unknown",
+            Self::Spoofed => "audit_spoofed",
+            Self::Unbound => "audit_unbound",
+            Self::Invalid => "audit_invalid",
+            Self::Encapsulation => "audit_encapsulation",
+            Self::Advertisement => "audit_advertisement",
+            Self::Multicast => "audit_multicast",
+            Self::Frame => "audit_frame",
+        }
+    }
+
     /// The chain that packets go to.
     pub(crate) fn chain(self) -> Name {
         made_name(&format!("drop_{}", self.name()))
     }
 
-    /// That chain: count, log some, drop all.
+    /// The chain that packets of audited endpoints go to, for a reason that concerns one endpoint.
+    pub(super) fn audit_chain(self) -> Name {
+        made_name(self.audit_name())
+    }
+
+    /// The chain of [`Self::chain`]: count, log some, drop all; or pass all on a node that is audited.
     pub(super) fn layout(self, options: &LayoutOptions) -> ChainLayout {
+        let end = match options.enforcement {
+            Enforcement::Enforce => (self.name(), RuleVerdict::Drop),
+            Enforcement::Audit => (self.audit_name(), RuleVerdict::Return),
+        };
+        self.denial(self.chain(), end, options)
+    }
+
+    /// The chain of [`Self::audit_chain`]: count, log some, pass all.
+    pub(super) fn audit_layout(self, options: &LayoutOptions) -> ChainLayout {
+        let end = (self.audit_name(), RuleVerdict::Return);
+        self.denial(self.audit_chain(), end, options)
+    }
+
+    /// `return` comes back to the base chain, or before what else is to be judged: no packet that is passed here skips
+    /// the judgement of its other side.
+    fn denial(
+        self,
+        name: Name,
+        (prefix, verdict): (&'static str, RuleVerdict),
+        options: &LayoutOptions,
+    ) -> ChainLayout {
         let log = Rule {
             statements: vec![
                 Statement::Limit {
@@ -74,7 +115,7 @@ impl DropReason {
                     burst: options.log_burst,
                 },
                 Statement::Log {
-                    prefix: made_name(self.name()),
+                    prefix: made_name(prefix),
                     group: options.log_group,
                     snaplen: SNAPLEN,
                 },
@@ -83,14 +124,11 @@ impl DropReason {
         let count = Rule {
             statements: vec![Statement::Counter],
         };
-        let drop = RuleBuilder::new().verdict(RuleVerdict::Drop);
-        let chain = Chain {
-            name: self.chain(),
-            base: None,
-        };
+        let end = RuleBuilder::new().verdict(verdict);
+        let chain = Chain { name, base: None };
         ChainLayout {
             chain,
-            rules: vec![count, log, drop],
+            rules: vec![count, log, end],
         }
     }
 }

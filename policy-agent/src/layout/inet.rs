@@ -44,7 +44,11 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
         .iter()
         .map(|reason| reason.layout(options))
         .collect();
+    chains.extend(
+        [DropReason::Policy, DropReason::Invalid].map(|reason| reason.audit_layout(options)),
+    );
     for direction in Direction::BOTH {
+        chains.push(denied_chain(direction));
         chains.push(profile_end_chain(direction));
         for version in IpVersion::ALL {
             chains.push(look_ups(direction, version));
@@ -262,7 +266,7 @@ fn judge(direction: Direction, version: IpVersion) -> [ChainLayout; 2] {
     let first = RuleBuilder::new()
         .ct_state(odd)
         .verdict(RuleVerdict::Goto(odd_state_name(direction, version)));
-    let mut odd_rules = odd_state(version);
+    let mut odd_rules = odd_state(direction, version);
     odd_rules.extend(look_up());
     [
         chain_of(
@@ -274,7 +278,7 @@ fn judge(direction: Direction, version: IpVersion) -> [ChainLayout; 2] {
 }
 
 /// Errors about a connection pass; what belongs to none and begins none does not.
-fn odd_state(version: IpVersion) -> Vec<Rule> {
+fn odd_state(direction: Direction, version: IpVersion) -> Vec<Rule> {
     let protocol = match version {
         IpVersion::V4 => ICMP,
         IpVersion::V6 => ICMPV6,
@@ -284,6 +288,10 @@ fn odd_state(version: IpVersion) -> Vec<Rule> {
             .ct_state(Statement::CT_RELATED)
             .is(Field::L4Proto, Value::U8(protocol))
             .verdict(RuleVerdict::Return),
+        RuleBuilder::new()
+            .ct_state(Statement::CT_INVALID)
+            .within(endpoint(direction, version), SetId::Audited(version))
+            .verdict(RuleVerdict::Goto(DropReason::Invalid.audit_chain())),
         RuleBuilder::new()
             .ct_state(Statement::CT_INVALID)
             .drop_for(DropReason::Invalid),
@@ -301,7 +309,7 @@ fn look_ups(direction: Direction, version: IpVersion) -> ChainLayout {
     let denied = |fields: &[Field], id| {
         RuleBuilder::new()
             .look_up(fields, map(id))
-            .drop_for(DropReason::Policy)
+            .verdict(goto_denied(direction))
     };
     let port = [Field::L4Proto, Field::DestinationPort];
     let rules = vec![
@@ -327,7 +335,7 @@ fn look_ups(direction: Direction, version: IpVersion) -> ChainLayout {
         RuleBuilder::new()
             .look_up(&[endpoint], map(VerdictMap::Default))
             .end(),
-        RuleBuilder::new().drop_for(DropReason::Policy),
+        RuleBuilder::new().verdict(goto_denied(direction)),
     ];
     ChainLayout {
         chain: Chain {
@@ -348,14 +356,30 @@ fn profile_end_chain(direction: Direction) -> ChainLayout {
                 .end()
         })
         .into();
+    rules.push(RuleBuilder::new().verdict(goto_denied(direction)));
+    chain_of(profile_end(direction), rules)
+}
+
+/// Where packets go that policy denies in one direction.
+fn denied_chain(direction: Direction) -> ChainLayout {
+    let mut rules: Vec<Rule> = IpVersion::ALL
+        .map(|version| {
+            RuleBuilder::new()
+                .within(endpoint(direction, version), SetId::Audited(version))
+                .verdict(RuleVerdict::Goto(DropReason::Policy.audit_chain()))
+        })
+        .into();
     rules.push(RuleBuilder::new().drop_for(DropReason::Policy));
-    ChainLayout {
-        chain: Chain {
-            name: profile_end(direction),
-            base: None,
-        },
-        rules,
-    }
+    chain_of(denied_name(direction), rules)
+}
+
+/// The verdict of policy's denials.
+pub(crate) fn goto_denied(direction: Direction) -> RuleVerdict {
+    RuleVerdict::Goto(denied_name(direction))
+}
+
+fn denied_name(direction: Direction) -> Name {
+    made_name(&format!("{direction}_denied"))
 }
 
 /// An encapsulated packet would carry another one past policy, when a node unpacks it (edge case 15).

@@ -9,6 +9,8 @@
 //!   `goto`. A miss ends the rule. So a state, a denial or a default is plain data: no pod event makes the kernel
 //!   validate the table, and denied packets are counted and logged like all others. Only profile elements jump.
 //! * `accept` stands in base chains only; "allowed" is `return`. Every drop has a counter and a limited log.
+//! * Audited: on an audited node every chain that drops ends in `return` instead. For an audited endpoint the chains
+//!   `ingress_denied` and `egress_denied` ask set `audited` before they drop; only what is denied pays for that.
 //! * The class of the peer travels in `meta priority`, which is set back before `egress` and `ingress` return. Packets
 //!   that are not judged keep theirs.
 //! * `table bridge towpath` checks on the ports of pods that a packet's source is its sender's, ARP and neighbour
@@ -23,6 +25,7 @@ mod set;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use towpath_core::model::{Direction, InterfaceName};
 use towpath_core::tables::ProfileId;
 use towpath_dataplane::nft::{
@@ -32,7 +35,21 @@ use towpath_dataplane::nft::{
 pub use drop_reason::DropReason;
 pub use set::{Capacities, IpVersion, SetId, VerdictMap};
 
+pub(crate) use inet::goto_denied;
 pub(crate) use rule::RuleBuilder;
+
+/// Whether what is denied is dropped.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// It is dropped.
+    #[default]
+    Enforce,
+    /// It is counted and logged, and passes.
+    Audit,
+}
 
 /// What the layout depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +71,8 @@ pub struct LayoutOptions {
     /// Whether there are pod interfaces without a bridge. Their sources are checked at a hook of its own, which every
     /// packet of the node pays for.
     pub routed_pods: bool,
+    /// Whether this node drops anything.
+    pub enforcement: Enforcement,
 }
 
 impl Default for LayoutOptions {
@@ -67,6 +86,7 @@ impl Default for LayoutOptions {
             log_burst: 100,
             dhcp: false,
             routed_pods: false,
+            enforcement: Enforcement::default(),
         }
     }
 }
@@ -83,6 +103,8 @@ pub struct NodeFacts {
     pub pod_ports: BTreeSet<InterfaceName>,
     /// Addresses of nodes, this one and others: pods may not send encapsulated packets there.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// Addresses of endpoints of this node that are audited: what policy denies them passes.
+    pub audited: BTreeSet<IpAddr>,
 }
 
 /// One of our two tables.

@@ -117,6 +117,8 @@ pub enum SetId {
     PodNetworks(IpVersion),
     /// Addresses of nodes.
     NodeAddresses(IpVersion),
+    /// Endpoints to and from which nothing is dropped that policy denies.
+    Audited(IpVersion),
     /// Pod interfaces that are no bridges.
     RoutedInterfaces,
     /// Which source may enter by which routed interface.
@@ -149,6 +151,7 @@ impl SetId {
                 Self::CidrClass(version),
                 Self::PodNetworks(version),
                 Self::NodeAddresses(version),
+                Self::Audited(version),
                 Self::RoutedBindings(version),
                 Self::BoundPorts(version),
                 Self::Bindings(version),
@@ -176,6 +179,7 @@ impl SetId {
             | Self::PodInterfaces
             | Self::PodNetworks(_)
             | Self::NodeAddresses(_)
+            | Self::Audited(_)
             | Self::RoutedInterfaces
             | Self::RoutedBindings(_) => TableId::Inet,
             Self::PodPorts
@@ -202,6 +206,7 @@ impl SetId {
                 versioned("pod_networks", version)
             }
             Self::NodeAddresses(version) => versioned("node_addresses", version),
+            Self::Audited(version) => versioned("audited", version),
             Self::RoutedInterfaces => "routed_interfaces".to_owned(),
             Self::RoutedBindings(version) => versioned("routed_bindings", version),
             Self::PodPorts => "pod_ports".to_owned(),
@@ -250,6 +255,7 @@ impl SetId {
             | Self::CidrClass(version)
             | Self::PodNetworks(version)
             | Self::NodeAddresses(version)
+            | Self::Audited(version)
             | Self::BridgePodNetworks(version) => vec![version.address()],
             Self::Verdict(_, map, version) => [version.address()]
                 .iter()

@@ -28,6 +28,7 @@ fn options_change_few_lines() {
         log_burst: 2,
         dhcp: true,
         routed_pods: true,
+        enforcement: Enforcement::Audit,
     };
 
     let changed = text(&options);

@@ -28,12 +28,15 @@ pub struct FactSets {
     ports: BTreeMap<InterfaceName, BTreeSet<Entry>>,
     /// The interfaces to which an address is bound.
     holders: BTreeMap<IpAddr, BTreeSet<InterfaceName>>,
+    /// The endpoints that are audited.
+    audited: BTreeSet<IpAddr>,
 }
 
 impl FactSets {
     pub(super) fn new(tables: &Tables, facts: &NodeFacts) -> Self {
         let mut sets = Self {
             node: node_entries(tables, facts),
+            audited: facts.audited.clone(),
             ..Self::default()
         };
         for Binding {
@@ -43,7 +46,7 @@ impl FactSets {
             let holders = sets.holders.entry(*address).or_default();
             holders.insert(interface.clone());
             if !sets.ports.contains_key(interface) {
-                let entries = port_entries(tables, interface);
+                let entries = port_entries(tables, interface, &facts.audited);
                 sets.ports.insert(interface.clone(), entries);
             }
         }
@@ -87,13 +90,16 @@ impl FactSets {
         facts: Option<&NodeFacts>,
         batch: &mut Batch,
     ) {
+        let mut changed: Vec<IpAddr> = phase.ingress.state.keys().copied().collect();
         if let Some(facts) = facts {
             let node = node_entries(tables, facts);
             compare(&self.node, &node, batch);
             self.node = node;
+            changed.extend(self.audited.symmetric_difference(&facts.audited));
+            self.audited.clone_from(&facts.audited);
         }
-        for interface in self.touched(tables, phase) {
-            let entries = port_entries(tables, &interface);
+        for interface in self.touched(tables, phase, &changed) {
+            let entries = port_entries(tables, &interface, &self.audited);
             let old = self.ports.remove(&interface).unwrap_or_default();
             compare(&old, &entries, batch);
             if !entries.is_empty() {
@@ -102,8 +108,14 @@ impl FactSets {
         }
     }
 
-    /// The interfaces whose keys may change with `phase`, after the holders of addresses are brought up to date.
-    fn touched(&mut self, tables: &Tables, phase: &Phase) -> BTreeSet<InterfaceName> {
+    /// The interfaces whose keys may change with `phase` or since `changed` addresses are judged otherwise, after the
+    /// holders of addresses are brought up to date.
+    fn touched(
+        &mut self,
+        tables: &Tables,
+        phase: &Phase,
+        changed: &[IpAddr],
+    ) -> BTreeSet<InterfaceName> {
         let mut touched = BTreeSet::new();
         for binding in phase.bindings.keys() {
             let Binding {
@@ -121,9 +133,9 @@ impl FactSets {
                 }
             }
         }
-        let states = phase.ingress.state.keys();
         touched.extend(
-            states
+            changed
+                .iter()
                 .filter_map(|address| self.holders.get(address))
                 .flatten()
                 .cloned(),
@@ -139,6 +151,7 @@ fn node_entries(tables: &Tables, facts: &NodeFacts) -> BTreeSet<Entry> {
         routed_interfaces,
         pod_ports,
         node_addresses,
+        audited,
     } = facts;
     let mut entries: BTreeSet<Entry> = of_interfaces(SetId::PodInterfaces, pod_interfaces)
         .chain(of_interfaces(SetId::RoutedInterfaces, routed_interfaces))
@@ -147,6 +160,10 @@ fn node_entries(tables: &Tables, facts: &NodeFacts) -> BTreeSet<Entry> {
     entries.extend(node_addresses.iter().map(|node| {
         let set = SetId::NodeAddresses(IpVersion::of(*node));
         exact(set, [address(*node)])
+    }));
+    entries.extend(audited.iter().map(|endpoint| {
+        let set = SetId::Audited(IpVersion::of(*endpoint));
+        exact(set, [address(*endpoint)])
     }));
     for network in disjoint(tables.pod_networks.keys().copied()) {
         let version = IpVersion::of(network.network());
@@ -161,7 +178,11 @@ fn node_entries(tables: &Tables, facts: &NodeFacts) -> BTreeSet<Entry> {
 
 /// What follows from the bindings of one interface. Every binding is checked where its kind of interface is: only one
 /// of the two ever sees its packets.
-fn port_entries(tables: &Tables, port: &InterfaceName) -> BTreeSet<Entry> {
+fn port_entries(
+    tables: &Tables,
+    port: &InterfaceName,
+    audited: &BTreeSet<IpAddr>,
+) -> BTreeSet<Entry> {
     let mut entries = BTreeSet::new();
     let mut is_open = true;
     for binding in of_interface(tables, port) {
@@ -183,9 +204,11 @@ fn port_entries(tables: &Tables, port: &InterfaceName) -> BTreeSet<Entry> {
                 entries.insert(exact(SetId::NeighbourTargets, [name(), source]));
             }
         }
-        is_open &= tables.ingress.state.get(&binding.address) == Some(&EndpointState::Open);
+        let state = tables.ingress.state.get(&binding.address);
+        is_open &= state == Some(&EndpointState::Open)
+            || (state.is_some() && audited.contains(&binding.address));
     }
-    // All of its endpoints are known, and nothing restricts their ingress.
+    // All of its endpoints are known, and nothing restricts their ingress, or would but for an audit.
     if is_open && !entries.is_empty() {
         entries.insert(exact(SetId::OpenPorts, [interface(port)]));
     }

@@ -13,7 +13,7 @@ use towpath_dataplane::nft::{
 };
 
 use super::batch::{Batch, add_rules, push_chunks};
-use crate::layout::{DropReason, RuleBuilder, TableId, made_name, profile_chain, profile_end};
+use crate::layout::{RuleBuilder, TableId, goto_denied, made_name, profile_chain, profile_end};
 
 /// Longer class lists become sets with names, shared by content.
 const LONGEST_ANONYMOUS: usize = 64;
@@ -91,7 +91,7 @@ fn make_profile(id: ProfileId, profile: &Profile) -> impl Iterator<Item = Operat
             .rules
             .iter()
             .filter(|rule| can_match(rule))
-            .map(rule)
+            .map(|described| rule(described, direction))
             .collect();
         rules.push(RuleBuilder::new().verdict(RuleVerdict::Goto(profile_end(direction))));
         let make = Operation::AddChain(TableId::Inet.table(), chain);
@@ -111,7 +111,7 @@ fn can_match(rule: &ProfileRule) -> bool {
             .is_none_or(|ports| !ports.ranges.is_empty())
 }
 
-fn rule(rule: &ProfileRule) -> Rule {
+fn rule(rule: &ProfileRule, direction: Direction) -> Rule {
     let mut builder = RuleBuilder::new();
     if let Some(classes) = &rule.classes {
         builder = within_classes(builder, classes);
@@ -126,7 +126,7 @@ fn rule(rule: &ProfileRule) -> Rule {
     }
     match rule.verdict {
         Verdict::Allow => builder.verdict(RuleVerdict::Return),
-        Verdict::Deny => builder.drop_for(DropReason::Policy),
+        Verdict::Deny => builder.verdict(goto_denied(direction)),
     }
 }
 

@@ -204,13 +204,17 @@ pub(crate) fn facts() -> impl Strategy<Value = NodeFacts> {
         interfaces(),
         interfaces(),
         btree_set(address(), 0..4),
+        btree_set(address(), 0..4),
     )
         .prop_map(
-            move |(pod_interfaces, routed_interfaces, pod_ports, node_addresses)| NodeFacts {
-                pod_interfaces: names(pod_interfaces),
-                routed_interfaces: names(routed_interfaces),
-                pod_ports: names(pod_ports),
-                node_addresses,
+            move |(pod_interfaces, routed_interfaces, pod_ports, node_addresses, audited)| {
+                NodeFacts {
+                    pod_interfaces: names(pod_interfaces),
+                    routed_interfaces: names(routed_interfaces),
+                    pod_ports: names(pod_ports),
+                    node_addresses,
+                    audited,
+                }
             },
         )
 }
@@ -544,6 +548,7 @@ fn a_small_world_as_text() {
         routed_interfaces: [].into(),
         pod_ports: ["veth1".parse().unwrap()].into(),
         node_addresses: [ip("192.0.2.1"), ip("10.244.1.1")].into(),
+        audited: [ip("10.244.1.3")].into(),
     };
 
     let text = render_text(&tables, &facts, &LayoutOptions::default()).unwrap();

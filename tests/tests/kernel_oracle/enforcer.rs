@@ -216,5 +216,6 @@ fn facts(cluster: &Cluster) -> NodeFacts {
         routed_interfaces: BTreeSet::new(),
         pod_ports: Fabric::pod_ports().map(name).collect(),
         node_addresses: nodes.flat_map(|node| node.addresses.clone()).collect(),
+        audited: BTreeSet::new(),
     }
 }

@@ -3,6 +3,7 @@
 //! The tables are written by hand, so that nothing but the layout and its elements is under test. What policy means
 //! is proved by the kernel oracle.
 
+mod audit;
 mod bridge;
 mod dhcp;
 mod node;

@@ -21,7 +21,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 use policy_agent::applier::{Applier, Pending, Step, whole};
-use policy_agent::layout::{LayoutOptions, TableId};
+use policy_agent::layout::{LayoutOptions, NodeFacts, TableId};
 use towpath_core::tables::{Delta, Phase, Tables};
 use towpath_dataplane::nft::NetlinkBackend;
 use towpath_tests::frame::Mac;
@@ -98,8 +98,17 @@ impl Node {
         Self::start_with(LayoutOptions::default(), tables())
     }
 
-    /// Builds it, loads the tables over netlink and waits until all wires carry.
+    /// With these tables.
     pub(crate) fn start_with(options: LayoutOptions, tables: Tables) -> Result<Self> {
+        Self::start_as(options, facts(), tables)
+    }
+
+    /// Builds it, loads the tables over netlink and waits until all wires carry.
+    pub(crate) fn start_as(
+        options: LayoutOptions,
+        facts: NodeFacts,
+        tables: Tables,
+    ) -> Result<Self> {
         stay_on_one_processor()?;
         let (node_file, node) = anonymous()?;
         let (world_file, world) = anonymous()?;
@@ -134,7 +143,7 @@ impl Node {
         let probes = tempfile::NamedTempFile::new()?;
         std::fs::write(probes.path(), PROBES)?;
         node.run(Command::new("nft").arg("-f").arg(probes.path()))?;
-        let applier = load(&node, options, tables)?;
+        let applier = load(&node, options, facts, tables)?;
         let held = [node_file, world_file];
         let node = Self {
             space: node,
@@ -276,9 +285,11 @@ impl Node {
             let mut chain = None;
             for line in listing.lines().map(str::trim) {
                 if let Some(name) = line.strip_prefix("chain ") {
-                    chain = name
-                        .strip_suffix(" {")
-                        .and_then(|name| name.strip_prefix("drop_"));
+                    let name = name.strip_suffix(" {");
+                    chain = name.and_then(|name| {
+                        let is_audit = name.starts_with("audit_");
+                        name.strip_prefix("drop_").or(is_audit.then_some(name))
+                    });
                 }
                 if let Some((reason, count)) = chain.zip(count_in(line)) {
                     drops.insert((id, reason.to_owned()), count);
@@ -286,7 +297,7 @@ impl Node {
             }
         }
         ensure!(
-            drops.len() == 11,
+            drops.len() == 13,
             "of the counters only {drops:?} are there"
         );
         Ok(drops)
@@ -329,7 +340,12 @@ fn contains(frame: &[u8], part: &[u8]) -> bool {
     frame.windows(part.len()).any(|window| window == part)
 }
 
-fn load(node: &Namespace, options: LayoutOptions, tables: Tables) -> Result<Applier> {
+fn load(
+    node: &Namespace,
+    options: LayoutOptions,
+    facts: NodeFacts,
+    tables: Tables,
+) -> Result<Applier> {
     let mut backend = node.enter(NetlinkBackend::open)??;
     let table_flags = backend.probe_features()?.table_flags();
     let options = LayoutOptions {
@@ -338,7 +354,7 @@ fn load(node: &Namespace, options: LayoutOptions, tables: Tables) -> Result<Appl
     };
     let mut applier = Applier::new(Box::new(backend), options);
     let mut pending = Pending {
-        facts: Some(facts()),
+        facts: Some(facts),
         ..Pending::default()
     };
     pending.push(1, whole(tables));

@@ -1,5 +1,6 @@
 //! Addresses, tables and frames of the layout's tests.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -91,6 +92,7 @@ pub(crate) fn facts() -> NodeFacts {
             .map(|name| name.parse().expect("a name, a block"))
             .into(),
         node_addresses: [NODE.into(), ip6(NODE6).into(), OUTSIDE.into()].into(),
+        audited: BTreeSet::new(),
     }
 }
 

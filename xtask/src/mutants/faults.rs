@@ -342,6 +342,20 @@ pub(crate) const FAULTS: &[Fault] = &[
         suite: Suite::Layout,
     },
     Fault {
+        name: "an audited node drops",
+        file: "policy-agent/src/layout/drop_reason.rs",
+        before: "Enforcement::Audit => (self.audit_name(), RuleVerdict::Return),",
+        after: "Enforcement::Audit => (self.audit_name(), RuleVerdict::Drop),",
+        suite: Suite::Layout,
+    },
+    Fault {
+        name: "the peer of an audited endpoint is audited",
+        file: "policy-agent/src/layout/inet.rs",
+        before: ".within(endpoint(direction, version), SetId::Audited(version))\n                .verdict(RuleVerdict::Goto(DropReason::Policy.audit_chain()))",
+        after: ".within(source(version), SetId::Audited(version))\n                .verdict(RuleVerdict::Goto(DropReason::Policy.audit_chain()))",
+        suite: Suite::Layout,
+    },
+    Fault {
         name: "invalid packets of ours are taken for new ones",
         file: "policy-agent/src/layout/inet.rs",
         before: "let odd = Statement::CT_RELATED | Statement::CT_INVALID;",

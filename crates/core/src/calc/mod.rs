@@ -287,6 +287,13 @@ impl CalcGraph {
         Some((&endpoint.id, &local.binding))
     }
 
+    /// The addresses that are programmed here with their owners, as the last flush left them.
+    pub fn bound_addresses(&self) -> impl Iterator<Item = (IpAddr, &EndpointId)> {
+        self.locals
+            .keys()
+            .filter_map(|address| Some((*address, self.binding(*address)?.0)))
+    }
+
     /// How many classes there are, those included that wait for [`Self::collect`].
     pub fn class_count(&self) -> usize {
         self.classes.iter().count()
