@@ -124,7 +124,7 @@ impl Addresses {
 /// The number whose hexadecimal digits are the decimal ones of this: 244 is 0x244.
 fn same_digits(number: u8) -> u16 {
     let number = u16::from(number);
-    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+    ((number / 100) << 8) | ((number / 10 % 10) << 4) | (number % 10)
 }
 
 #[cfg(test)]

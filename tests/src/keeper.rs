@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cluster::machine::remove_control_groups;
+use crate::cluster::control_groups;
 use crate::netns::{self, Namespace};
 use crate::program;
 use crate::wait::{PATIENCE, until};
@@ -101,7 +101,7 @@ pub fn remove_everything(prefix: &str, folder: &Path) -> Result<()> {
         }
         Ok(netns::list(prefix)?.is_empty())
     })?;
-    remove_control_groups(prefix)?;
+    control_groups::remove(prefix)?;
     let is_ours = folder
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with(FOLDER_PREFIX));

@@ -273,13 +273,12 @@ pub fn folder() -> Result<PathBuf> {
 
 /// `$XDG_CACHE_HOME/towpath`.
 pub fn cache() -> Result<PathBuf> {
-    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let home =
-                std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?;
-            Path::new(&home).join(".cache")
-        }
+    let given = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
+    let base = if let Some(path) = given {
+        PathBuf::from(path)
+    } else {
+        let home = std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?;
+        Path::new(&home).join(".cache")
     };
     Ok(base.join("towpath"))
 }

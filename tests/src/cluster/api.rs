@@ -30,7 +30,8 @@ pub struct Api {
 struct Kind {
     /// Plural.
     name: String,
-    kind: String,
+    #[serde(rename = "kind")]
+    singular: String,
     namespaced: bool,
 }
 
@@ -181,7 +182,7 @@ impl Api {
         let find = |kinds: &[Kind]| {
             // `pods/status` has the kind Pod too.
             let mut plain = kinds.iter().filter(|found| !found.name.contains('/'));
-            plain.find(|found| found.kind == kind).cloned()
+            plain.find(|found| found.singular == kind).cloned()
         };
         let mut known = self.kinds.lock().expect("no holder panics");
         if let Some(found) = known.get(version).and_then(|kinds| find(kinds)) {

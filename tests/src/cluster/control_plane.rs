@@ -28,6 +28,7 @@
 //! A test that uses it begins with `require!("kubernetes", Root, KubernetesServers)`. By hand:
 //! `cargo xtask lab up --control-plane`.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -400,11 +401,12 @@ fn write_tokens(folder: &Path) -> Result<Vec<(&'static str, String)>> {
             random.hash_one((user, 1)),
             random.hash_one((user, 2))
         );
-        lines.push_str(&format!("{token},{user},{user}"));
-        if !group.is_empty() {
-            lines.push_str(&format!(",\"{group}\""));
-        }
-        lines.push('\n');
+        let groups = if group.is_empty() {
+            String::new()
+        } else {
+            format!(",\"{group}\"")
+        };
+        let _ = writeln!(lines, "{token},{user},{user}{groups}");
         tokens.push((user, token));
     }
     fs::write(folder.join("tokens.csv"), lines)?;

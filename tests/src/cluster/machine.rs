@@ -7,27 +7,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::certificates::Identity;
 use super::control_plane::{ControlPlane, Credential, View};
-use super::daemon::{Daemon, Recipe, START_PATIENCE};
-use super::images;
+use super::daemon::{Daemon, Recipe};
+use super::{control_groups, images};
 use crate::lab::Node;
 use crate::netns::Namespace;
 use crate::program;
 use crate::tools::Tool;
-use crate::wait::until;
 
 /// Where the id of the first process is.
 pub const PID_FILE: &str = "machine.pid";
 /// What the first process makes when all is mounted.
 pub const READY_FILE: &str = "machine.ready";
 
-/// Where control groups are.
-const CGROUPS: &str = "/sys/fs/cgroup";
 /// Inside the machine, whose `/run` is its own.
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
@@ -47,7 +45,7 @@ impl Machine {
         let folder = folder.join(&node.name);
         let (init, pid) = start_init(node, &folder)?;
         let group = node.namespace.name();
-        make_control_groups(group)?;
+        control_groups::make(group)?;
         write_plugins(node, &folder)?;
         let mut containerd = inside(pid, "containerd", node, &folder)
             .arg("containerd")
@@ -136,79 +134,6 @@ pub(crate) fn processes_of(group: &str, words: &[&str]) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-/// Removes the control groups whose names begin with a run's prefix. Their processes have ended or are about to.
-pub(crate) fn remove_control_groups(prefix: &str) -> Result<()> {
-    until(
-        &format!("control groups {prefix}* removed"),
-        START_PATIENCE,
-        || {
-            let left = control_groups(prefix)?;
-            for group in &left {
-                remove_tree(group);
-            }
-            Ok(control_groups(prefix)?.is_empty())
-        },
-    )
-}
-
-fn control_groups(prefix: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for hierarchy in hierarchies()? {
-        for entry in fs::read_dir(&hierarchy)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(prefix) {
-                found.push(entry.path());
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// The one of version 2, or those of version 1.
-fn hierarchies() -> Result<Vec<PathBuf>> {
-    let top = Path::new(CGROUPS);
-    if top.join("cgroup.controllers").exists() {
-        return Ok(vec![top.to_owned()]);
-    }
-    if !top.exists() {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for entry in fs::read_dir(top)? {
-        let path = entry?.path();
-        // Some are links to others.
-        if path.is_dir() && !path.is_symlink() {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
-
-/// From the leaves. A group with processes stays for the next round.
-fn remove_tree(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
-            remove_tree(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(group);
-}
-
-fn make_control_groups(name: &str) -> Result<()> {
-    for hierarchy in hierarchies()? {
-        let group = hierarchy.join(name);
-        fs::create_dir_all(&group)
-            .with_context(|| format!("cannot make control group {}", group.display()))?;
-        // Version 1: a group of processors begins without any.
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            if let Ok(value) = fs::read_to_string(hierarchy.join(file)) {
-                fs::write(group.join(file), value.trim())?;
-            }
-        }
-    }
-    Ok(())
-}
-
 fn start_init(node: &Node, folder: &Path) -> Result<(Daemon, u32)> {
     let mut init = Recipe::new("machine", &program::probe()?, &node.namespace, folder)
         .arg("machine")
@@ -230,8 +155,8 @@ fn inside(pid: u32, name: &str, node: &Node, folder: &Path) -> Recipe {
     recipe
 }
 
-fn in_machine(pid: u32) -> std::process::Command {
-    let mut command = std::process::Command::new("nsenter");
+fn in_machine(pid: u32) -> Command {
+    let mut command = Command::new("nsenter");
     command.args(enter_words(pid));
     command
 }
@@ -300,22 +225,24 @@ fn write_containerd(folder: &Path) -> Result<PathBuf> {
     let path = folder.join("containerd.toml");
     let text = format!(
         "version = 2\n\
-         root = {root:?}\n\
+         root = \"{root}\"\n\
          state = \"/run/containerd\"\n\
          [grpc]\n\
-         address = {SOCKET:?}\n\
+         address = \"{SOCKET}\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
-         sandbox_image = {pause:?}\n\
+         sandbox_image = \"{pause}\"\n\
          # Machines may refuse negative scores.\n\
          restrict_oom_score_adj = true\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
-         bin_dir = {programs:?}\n\
-         conf_dir = {configurations:?}\n\
+         bin_dir = \"{programs}\"\n\
+         conf_dir = \"{configurations}\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
          # The native one copies the whole image for each container.\n\
          snapshotter = \"overlayfs\"\n",
-        root = folder.join("containerd"),
+        root = folder.join("containerd").display(),
         pause = images::PAUSE,
+        programs = programs.display(),
+        configurations = configurations.display(),
     );
     fs::write(&path, text)?;
     Ok(path)
@@ -371,6 +298,6 @@ fn start_kubelet(
 /// Gives the network namespace of a process a name, as those of the lab have.
 pub(crate) fn name_network(name: &str, process: i32) -> Result<Namespace> {
     let id = process.to_string();
-    crate::netns::run(std::process::Command::new("ip").args(["netns", "attach", name, &id]))?;
+    crate::netns::run(Command::new("ip").args(["netns", "attach", name, &id]))?;
     Ok(Namespace::existing(name))
 }

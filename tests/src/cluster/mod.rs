@@ -2,11 +2,13 @@
 //!
 //! * [`ControlPlane`]: etcd, API server, controllers, scheduler; [`Alone`] when a test needs no nodes.
 //! * [`Cluster`]: what a [`Lab`](crate::lab::Lab) with Kubernetes has beside its nodes: Flannel, kube-proxy, accounts.
+//! * [`Machine`]: containerd and kubelet around a node.
 //! * [`Api`]: the lab's own requests; [`Authority`]: certificates.
 //! * [`Daemon`]: a server with its log.
 
 mod api;
 mod certificates;
+pub(crate) mod control_groups;
 mod control_plane;
 mod daemon;
 mod images;

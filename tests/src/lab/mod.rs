@@ -118,13 +118,12 @@ impl Lab {
         for index in 0..config.nodes {
             nodes.push(Node::create(&run, index, config, addresses)?);
         }
-        match &mut cluster {
-            Some(cluster) => cluster.join(&mut nodes, run.folder(), &manifests)?,
-            None => {
-                node::join(&mut nodes, config)?;
-                for node in &nodes {
-                    manifests.write(&format!("node-{}", node.name), &manifest::node(node))?;
-                }
+        if let Some(cluster) = &mut cluster {
+            cluster.join(&mut nodes, run.folder(), &manifests)?;
+        } else {
+            node::join(&mut nodes, config)?;
+            for node in &nodes {
+                manifests.write(&format!("node-{}", node.name), &manifest::node(node))?;
             }
         }
         Ok(Self {
