@@ -63,6 +63,8 @@ pub struct Config {
     pub spoof_exempt_interfaces: Vec<InterfaceName>,
     /// Where the container runtime finds its CNI configurations; they are read to tell who carries packets of pods.
     pub cni_config_directory: PathBuf,
+    /// Where the container runtime keeps results of CNI plugins; they tell whose an address is that two have.
+    pub cni_results_directory: PathBuf,
     /// UDP port of the overlay; pods may not send to it on a node.
     pub overlay_udp_port: u16,
     /// Whether pods get their address by DHCP, which isolated pods may then use.
@@ -100,6 +102,7 @@ impl Default for Config {
             interface_prefixes: Vec::new(),
             spoof_exempt_interfaces: Vec::new(),
             cni_config_directory: DEFAULT_CNI_CONFIG_DIRECTORY.into(),
+            cni_results_directory: flannel_adapter::source::cni_cache::DEFAULT_FOLDER.into(),
             overlay_udp_port: 8472,
             dhcp: false,
             nflog_group: 747,
@@ -202,6 +205,11 @@ const SETTINGS: &[Setting<Config>] = &[
         key: "cniConfigDirectory",
         variable: "TOWPATH_CNI_CONFIG_DIRECTORY",
         set: |c, v| put(&mut c.cni_config_directory, v),
+    },
+    Setting {
+        key: "cniResultsDirectory",
+        variable: "TOWPATH_CNI_RESULTS_DIRECTORY",
+        set: |c, v| put(&mut c.cni_results_directory, v),
     },
     Setting {
         key: "overlayUdpPort",

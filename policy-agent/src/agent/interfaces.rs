@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use flannel_adapter::merger::{MergedEndpoint, Merger};
+use flannel_adapter::source::{Observation, SourceName, netlink};
 use ipnet::IpNet;
-use towpath_core::model::{
-    InterfaceName, MacAddress, Object, ObjectKey, ObservedInterface, Update,
-};
+use towpath_core::model::{InterfaceName, Object, ObjectKey, ObservedInterface, Update};
 use towpath_dataplane::link::{BridgeSettings, Changes, Inventory, PodFilter, Scan, Snapshot};
-use tracing::debug;
-
-/// Index of the loopback interface, in every namespace.
-const LOOPBACK: u32 = 1;
+use tracing::{debug, warn};
 
 /// What the kernel tells about this host, apart from its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +47,8 @@ pub(super) struct InterfaceChange {
 pub(super) struct InterfaceView {
     filter: PodFilter,
     inventory: Inventory,
+    /// Whose each address is, of what the kernel and others tell.
+    merger: Merger,
     /// What the graph knows of interfaces.
     told: BTreeMap<u32, ObservedInterface>,
     /// What it knows of the host.
@@ -62,6 +61,7 @@ impl InterfaceView {
         Self {
             inventory: Inventory::new(filter.clone()),
             filter,
+            merger: Merger::default(),
             told: BTreeMap::new(),
             told_host: None,
         }
@@ -75,6 +75,11 @@ impl InterfaceView {
     /// Pods get addresses from these networks from now on; [`Self::start_again`] follows.
     pub(super) fn set_networks(&mut self, networks: Vec<IpNet>) {
         self.filter.networks = networks;
+    }
+
+    /// The container runtime keeps these results of CNI plugins.
+    pub(super) fn set_kept_results(&mut self, results: Vec<Observation>) {
+        self.merger.replace(SourceName::CniCache, results);
     }
 
     /// Forgets what was seen, not what was told.
@@ -120,31 +125,39 @@ impl InterfaceView {
 
     /// Interfaces as the graph knows them: those of pods with what is behind them, and the others by name only, for
     /// endpoints that name their interface.
-    fn seen(&self) -> BTreeMap<u32, ObservedInterface> {
-        let name_of = |index: u32| self.inventory.interface(index)?.name.parse().ok();
-        let others = self.inventory.interfaces().filter(|interface| {
-            interface.index != LOOPBACK && !self.filter.uplinks.contains(&interface.name)
-        });
-        let mut seen: BTreeMap<u32, ObservedInterface> = others
-            .filter_map(|interface| {
-                let observed = ObservedInterface {
-                    index: interface.index,
-                    name: interface.name.parse().ok()?,
-                    bridge: interface.master.and_then(name_of),
-                    mac: None,
-                    addresses: Vec::new(),
-                };
-                Some((interface.index, observed))
-            })
-            .collect();
-        for pod in self.inventory.pods() {
-            // One whose name no rule could hold is not known, so it stays closed.
-            if let Some(observed) = seen.get_mut(&pod.index) {
-                observed.mac = pod.mac.map(MacAddress);
-                observed.addresses.clone_from(&pod.addresses);
+    ///
+    /// The merger takes addresses away where sources contradict each other, and never adds one: what the kernel does not
+    /// show behind a pod's interface is not there.
+    fn seen(&mut self) -> BTreeMap<u32, ObservedInterface> {
+        let seen: Vec<Observation> = netlink::observations(&self.inventory, &self.filter).collect();
+        self.merger.replace(SourceName::Netlink, seen);
+        if self.merger.refresh().are_conflicts_changed {
+            for conflict in &self.merger.view().conflicts {
+                warn!(%conflict, "sources contradict each other");
             }
         }
-        seen
+        let endpoints = self.merger.view().endpoints.values();
+        endpoints
+            .filter_map(|endpoint| Some((endpoint.index, self.observed(endpoint)?)))
+            .collect()
+    }
+
+    /// One whose name no rule could hold is not known, so it stays closed.
+    fn observed(&self, endpoint: &MergedEndpoint) -> Option<ObservedInterface> {
+        let pod = self.inventory.pod(endpoint.index);
+        let is_shown = |address: &&IpAddr| pod.is_some_and(|pod| pod.addresses.contains(address));
+        Some(ObservedInterface {
+            index: endpoint.index,
+            name: endpoint.name.parse().ok()?,
+            bridge: endpoint.bridge.as_ref().and_then(|name| name.parse().ok()),
+            mac: endpoint.mac.filter(|_| pod.is_some()),
+            addresses: endpoint
+                .addresses
+                .iter()
+                .filter(is_shown)
+                .copied()
+                .collect(),
+        })
     }
 
     fn host(&self) -> HostFacts {
@@ -195,6 +208,8 @@ impl InterfaceView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flannel_adapter::source::{Identity, InterfaceRef};
+    use towpath_core::model::MacAddress;
     use towpath_dataplane::link::{HostAddress, Interface, NamespaceId, Peer, PeerFacts};
 
     fn name(text: &str) -> InterfaceName {
@@ -334,6 +349,85 @@ mod tests {
         view.start_again(node());
 
         assert_eq!(view.change(Instant::now()), None);
+    }
+
+    /// What the runtime keeps of the pod behind `veth7`.
+    fn kept(interface: &str, last: u8) -> Observation {
+        Observation {
+            key: interface.into(),
+            interface: Some(InterfaceRef::Name(interface.into())),
+            addresses: vec![[10, 244, 1, last].into()],
+            identity: Some(Identity::Pod {
+                namespace: "default".into(),
+                name: interface.into(),
+                uid: None,
+                sandbox: None,
+            }),
+            ..Observation::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_that_takes_anothers_address_does_not_close_the_owner() {
+        let mut view = view();
+        view.set_kept_results(vec![kept("veth7", 7)]);
+        let mut thief = node();
+        let behind = thief.peers.get_mut(&8).unwrap();
+        behind.addresses.insert(0, [10, 244, 1, 7].into());
+
+        view.start_again(thief);
+        let change = view.change(Instant::now()).unwrap();
+
+        assert!(
+            change
+                .updates
+                .contains(&observed(7, "veth7", Some("cni0"), Some(7)))
+        );
+        assert!(
+            change
+                .updates
+                .contains(&observed(8, "cali8", None, Some(8)))
+        );
+    }
+
+    #[test]
+    fn without_a_kept_result_an_address_of_two_is_nobodys() {
+        let mut view = view();
+        view.start_again(node());
+        view.change(Instant::now());
+        let mut thief = node();
+        let behind = thief.peers.get_mut(&8).unwrap();
+        behind.addresses.insert(0, [10, 244, 1, 7].into());
+
+        view.start_again(thief);
+        let closed = view.change(Instant::now()).unwrap();
+        view.set_kept_results(vec![kept("veth7", 7)]);
+        let opened = view.change(Instant::now()).unwrap();
+
+        let [Update::Upsert(Object::Interface(found))] = &closed.updates[..] else {
+            panic!("{closed:?}")
+        };
+        assert_eq!((found.index, found.addresses.len()), (7, 0));
+        assert_eq!(
+            opened.updates,
+            [observed(7, "veth7", Some("cni0"), Some(7))]
+        );
+    }
+
+    #[test]
+    fn a_kept_result_makes_no_pod_of_what_the_kernel_does_not_show() {
+        let mut view = view();
+        view.set_kept_results(vec![kept("veth9", 9), kept("docker0", 4)]);
+
+        view.start_again(node());
+        let change = view.change(Instant::now()).unwrap();
+
+        assert!(
+            change
+                .updates
+                .contains(&observed(9, "veth9", Some("docker0"), None))
+        );
+        assert!(change.updates.contains(&observed(4, "docker0", None, None)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use flannel_adapter::source::Observation;
 use ipnet::IpNet;
 use towpath_dataplane::link::{
     Interface, NetlinkError, PodFilter, Scanner, Waker, Watcher, bridge_netfilter_available,
@@ -32,6 +33,7 @@ pub(super) struct LinkControl {
 #[derive(Debug, Default)]
 struct Wanted {
     networks: Option<Vec<IpNet>>,
+    kept_results: Option<Vec<Observation>>,
     end: bool,
 }
 
@@ -47,6 +49,12 @@ impl LinkControl {
     /// Pods get addresses from these networks from now on.
     pub(super) fn set_networks(&self, networks: Vec<IpNet>) {
         self.wanted().networks = Some(networks);
+        self.waker.wake();
+    }
+
+    /// The container runtime keeps these results of CNI plugins from now on.
+    pub(super) fn set_kept_results(&self, results: Vec<Observation>) {
+        self.wanted().kept_results = Some(results);
         self.waker.wake();
     }
 
@@ -179,10 +187,15 @@ impl LinkThread {
     fn follow(&mut self) -> Result<Turn, NetlinkError> {
         let wakeup = self.watcher.wait(self.beat.interval())?;
         let at = Instant::now();
+        let mut are_sources_changed = false;
         if wakeup.is_woken {
             let wanted = std::mem::take(&mut *self.control.wanted());
             if wanted.end {
                 return Ok(Turn::Ends);
+            }
+            if let Some(results) = wanted.kept_results {
+                self.view.set_kept_results(results);
+                are_sources_changed = true;
             }
             if let Some(networks) = wanted.networks {
                 self.view.set_networks(networks);
@@ -198,7 +211,7 @@ impl LinkThread {
         if are_bridges_changed || self.bridges.is_module_changed() {
             self.keep_bridges();
         }
-        if wakeup.events.is_empty() {
+        if wakeup.events.is_empty() && !are_sources_changed {
             return Ok(Turn::Goes);
         }
         Ok(self.tell(at))

@@ -21,6 +21,7 @@ mod denied;
 mod event;
 mod graph;
 mod interfaces;
+mod kept_results;
 mod latency;
 mod link;
 mod metrics;
@@ -55,6 +56,7 @@ use self::cni_store::{ClaimStore, drain_queue};
 use self::config::Config;
 use self::event::{ApplierNews, Event, QUEUE};
 use self::graph::{GraphParts, GraphThread};
+use self::kept_results::KeptResultsThread;
 use self::link::{LinkControl, LinkParts, LinkThread, chain};
 use self::metrics::Metrics;
 use self::monitor::MonitorThread;
@@ -250,6 +252,11 @@ impl Agent {
         tell_queued_deletions(config, &sender);
         let threads = Threads {
             link: spawn("link", sender.clone(), move || link.run())?,
+            kept_results: KeptResultsThread::start(
+                config.cni_results_directory.clone(),
+                control.clone(),
+                sender.clone(),
+            )?,
             control,
             obstacles: ObstacleThread::start(
                 config.cni_config_directory.clone(),
@@ -391,6 +398,7 @@ fn pod_filter(config: &Config) -> PodFilter {
 struct Threads {
     link: JoinHandle<()>,
     control: LinkControl,
+    kept_results: KeptResultsThread,
     obstacles: ObstacleThread,
     nflog: Option<NflogThread>,
     monitor: Option<MonitorThread>,
@@ -415,6 +423,7 @@ impl Threads {
             ("link", self.link.join()),
             ("applier", self.applier_thread.join()),
             ("obstacles", self.obstacles.end()),
+            ("kept results", self.kept_results.end()),
         ];
         for (name, ended) in ended {
             if ended.is_err() {
