@@ -1,6 +1,6 @@
 //! What carries pod traffic on this node, and whether policy can be enforced there at all.
 //!
-//! [`detect`] decides from a [`Survey`], which [`survey`] takes; nothing is changed. Where packets of pods get past the hooks
+//! [`detect`] decides from a [`Survey`], which [`survey()`] takes; nothing is changed. Where packets of pods get past the hooks
 //! in which policy is enforced, the answer is an [`Obstacle`]: such a node is not ready, and says why.
 
 mod carrier;

@@ -3,7 +3,7 @@
 //! Asked is etcd's own JSON gateway, over the HTTP client that the agent has anyway. A client of etcd's native protocol would
 //! bring gRPC, HTTP/2 and generated code for two requests: a list, and a watch.
 //!
-//! [`follow`] lists everything under the prefix, watches from that revision on, and lists again when etcd has compacted
+//! [`follow()`] lists everything under the prefix, watches from that revision on, and lists again when etcd has compacted
 //! what it missed, when the connection ends, and every few minutes for good measure. Nothing is ever written.
 
 mod client;
