@@ -242,7 +242,7 @@ pub(crate) fn packet_tables(source: Ipv4Addr, sink: Ipv4Addr, port: u16) -> Tabl
     for index in 0..1_000 {
         tables
             .cidr_class
-            .insert(block(index), ClassId(2_000 + index));
+            .insert(block(index).into(), ClassId(2_000 + index));
     }
     let (source_ip, sink_ip) = (IpAddr::V4(source), IpAddr::V4(sink));
     tables.peer_class.insert(source_ip, ClassId(1));

@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::certificates::Identity;
@@ -140,10 +140,20 @@ fn start_init(node: &Node, folder: &Path) -> Result<(Daemon, u32)> {
         .arg("--folder")
         .arg(folder)
         .start()?;
-    let ready = folder.join(READY_FILE);
-    init.wait("the machine's mounts", || Ok(ready.exists()))?;
-    let pid = fs::read_to_string(folder.join(PID_FILE))?;
-    Ok((init, pid.trim().parse()?))
+    let [ready, id] = [READY_FILE, PID_FILE].map(|name| folder.join(name));
+    // Two processes write them, in no order.
+    let read = || -> Option<u32> {
+        fs::read_to_string(&id)
+            .ok()?
+            .strip_suffix('\n')?
+            .parse()
+            .ok()
+    };
+    init.wait("the machine's mounts", || {
+        Ok(ready.exists() && read().is_some())
+    })?;
+    let pid = read().context("the machine's first process has no id")?;
+    Ok((init, pid))
 }
 
 /// A server inside the machine: the recipe's arguments are its command line.

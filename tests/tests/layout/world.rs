@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use policy_agent::layout::NodeFacts;
 use towpath_core::model::{Direction, MacAddress, Protocol, Verdict};
 use towpath_core::tables::{
@@ -140,7 +141,8 @@ pub(crate) fn tables() -> Tables {
         .map(|text| (text.parse().expect("a name, a block"), ()))
         .into();
     tables.peer_class = [(A.into(), OF_A), (ip6(A6).into(), OF_A), (B.into(), OF_B)].into();
-    tables.cidr_class = [("192.0.2.0/24".parse().expect("a name, a block"), OF_BLOCK)].into();
+    let block: IpNet = "192.0.2.0/24".parse().expect("a block");
+    tables.cidr_class = [(block.into(), OF_BLOCK)].into();
     rules_of_b(&mut tables);
     let udp = Protocol::Udp;
     let key = ClassProtocolKey {

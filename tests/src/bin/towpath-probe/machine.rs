@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .arg(&folder)
         .process_group(0)
         .spawn()?;
-    fs::write(folder.join(PID_FILE), child.id().to_string())?;
+    fs::write(folder.join(PID_FILE), format!("{}\n", child.id()))?;
     let status = child.wait()?;
     ensure!(status.success(), "the first process ended with {status}");
     Ok(())
