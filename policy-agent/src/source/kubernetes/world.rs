@@ -416,7 +416,7 @@ impl World {
             // It has no address before it has a node.
             None => PodPlace::Nowhere,
             Some(other) if other != node && !pod.is_workload() => PodPlace::Nowhere,
-            Some(other) if other != node => PodPlace::In { is_let_in: true },
+            Some(other) if other != node => PodPlace::In { is_let_in: false },
             Some(_) if !pod.is_workload() => PodPlace::In {
                 is_let_in: was_let_in,
             },
