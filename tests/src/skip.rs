@@ -39,6 +39,8 @@ pub enum Feature {
     SctpConntrack,
     /// etcd, API server and controllers.
     KubernetesServers,
+    /// The command line of Kubernetes.
+    Kubectl,
     /// Flannel's daemon.
     Flanneld,
     /// kube-proxy.
@@ -62,6 +64,7 @@ impl Feature {
             Self::Ipv6 => "ipv6",
             Self::SctpConntrack => "sctp-conntrack",
             Self::KubernetesServers => "kubernetes-servers",
+            Self::Kubectl => "kubectl",
             Self::Flanneld => "flanneld",
             Self::KubeProxy => "kube-proxy",
             Self::CniModulePlugins => "cni-module-plugins",
@@ -116,6 +119,7 @@ impl Feature {
                 .is_none()
                 .then(|| "program etcd is not installed".to_owned())
                 .or_else(|| unbuilt(&[Tool::ApiServer, Tool::ControllerManager, Tool::Scheduler])),
+            Self::Kubectl => tools::kubectl().err().map(|error| format!("{error:#}")),
             Self::Flanneld => unbuilt(&[Tool::Flanneld]),
             Self::KubeProxy => unbuilt(&[Tool::Proxy]),
             Self::CniModulePlugins => unbuilt(&Tool::PLUGINS).or_else(|| unbuilt(&[Tool::Cnitool])),

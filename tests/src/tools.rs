@@ -212,6 +212,11 @@ pub fn etcd() -> Option<PathBuf> {
     asset("etcd").or_else(|| program::on_path("etcd"))
 }
 
+/// kubectl: the user's own, else the one that is built with the servers.
+pub fn kubectl() -> Result<PathBuf> {
+    program::on_path("kubectl").map_or_else(|| Tool::Kubectl.path(), Ok)
+}
+
 /// The folder with the CNI plugins 1.9.1, when all are built.
 pub fn plugin_folder() -> Option<PathBuf> {
     let is_complete = Tool::PLUGINS.iter().all(|tool| tool.find().is_some());

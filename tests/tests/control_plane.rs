@@ -1,9 +1,10 @@
 //! The control plane of the test bed itself: it is real, it is apart from the host, and it comes back.
 
+use std::process::Command;
+
 use serde_json::json;
 use towpath_tests::cluster::{Alone, ControlPlaneConfig, View};
-use towpath_tests::netns;
-use towpath_tests::require;
+use towpath_tests::{netns, require, tools};
 
 #[test]
 fn applied_objects_are_there_and_withdrawn_ones_are_gone() {
@@ -74,18 +75,9 @@ subjects: [{kind: ServiceAccount, name: reader, namespace: default}]
 
 #[test]
 fn kubectl_works_from_the_host() {
-    require!("kubernetes", Root, KubernetesServers);
+    require!("kubernetes", Root, KubernetesServers, Kubectl);
     let plane = &Alone::shared().unwrap().plane;
-    let Some(kubectl) = towpath_tests::program::on_path("kubectl") else {
-        towpath_tests::skip::report(
-            "kubernetes",
-            "kubectl_works_from_the_host",
-            "kubectl",
-            "program kubectl is not installed",
-        );
-        return;
-    };
-    let mut command = std::process::Command::new(kubectl);
+    let mut command = Command::new(tools::kubectl().unwrap());
     command.arg("--kubeconfig").arg(plane.kubeconfig());
 
     let text = netns::run(command.args(["get", "namespaces", "-o", "name"])).unwrap();

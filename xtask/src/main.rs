@@ -29,11 +29,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Installs the Debian packages that the lab and the tests use
+    /// Installs the Debian packages that the lab and the tests use, and builds the servers of its cluster
     Setup,
     /// Runs every check and test: formatting, lints, documentation, unit, property and kernel tests
     Test,
-    /// Shows the main job on two nodes in namespaces, with real packets
+    /// Shows the main job on two nodes in namespaces, with real packets; with --kubernetes on a real cluster
     Demo(demo::Arguments),
     /// Measures; all arms in one process, interleaved
     Bench(bench::Arguments),

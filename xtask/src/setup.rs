@@ -36,6 +36,9 @@ const CLUSTER: Programs = &[
     ("gcc", "gcc"),
 ];
 
+/// Packages that bring a service with the program.
+const SERVICES: [&str; 2] = ["etcd-server", "containerd"];
+
 const PLUGINS: &str = "containernetworking-plugins";
 /// Its program has the same name as the one that is not static.
 const BUSYBOX: &str = "busybox-static";
@@ -94,6 +97,12 @@ fn install_packages(extent: Extent) -> Result<()> {
         // A new machine has no package lists, or old ones.
         apt_get(&["update"], &[])?;
         apt_get(&["install", "--yes", "--no-install-recommends"], &packages)?;
+    }
+    if packages.iter().any(|package| SERVICES.contains(package)) {
+        say(
+            "etcd-server and containerd may have started services of this machine; the lab does not use those, and you \
+             may stop them: systemctl disable --now etcd containerd",
+        );
     }
     let still = missing(extent);
     if !still.is_empty() {

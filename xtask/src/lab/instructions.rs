@@ -4,8 +4,7 @@ use anyhow::Result;
 use towpath_tests::agent::Agent;
 use towpath_tests::cluster::{Cluster, LAB};
 use towpath_tests::lab::{Lab, Pod, PodSpec};
-use towpath_tests::program;
-use towpath_tests::tools::Tool;
+use towpath_tests::{program, tools};
 
 /// Where everything is, and what to try.
 pub(super) fn instructions(lab: &Lab, agents: &[Agent]) -> Result<String> {
@@ -114,10 +113,10 @@ fn suggestions_for_cluster(lab: &Lab, cluster: &Cluster) -> Result<Vec<String>> 
     ])
 }
 
-/// The user's kubectl, else the one that is built with the servers.
+/// As short as it can be typed.
 pub(super) fn kubectl() -> Result<String> {
     if program::is_installed("kubectl") {
         return Ok("kubectl".to_owned());
     }
-    Ok(Tool::Kubectl.path()?.display().to_string())
+    Ok(tools::kubectl()?.display().to_string())
 }
