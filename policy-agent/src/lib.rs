@@ -9,4 +9,5 @@ pub mod cli;
 pub mod layout;
 pub mod lint;
 pub mod render;
+pub mod snapshot;
 pub mod source;

@@ -27,6 +27,7 @@ use super::latency::Latencies;
 use super::link::LinkControl;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
 use super::report::{Commits, Problem};
+use super::snapshots::Snapshots;
 use crate::applier::{Applied, ApplierHandle, Drift};
 use crate::layout::{Enforcement, NodeFacts};
 
@@ -51,6 +52,7 @@ pub(super) struct GraphParts {
     /// Holds once the first commit is done, and while commits work.
     pub(super) committed: Condition,
     pub(super) cni: Cni,
+    pub(super) snapshots: Snapshots,
     pub(super) beat: Beat,
 }
 
@@ -136,6 +138,33 @@ impl GraphThread {
 
     /// Works until it is told to end, or until commits fail too often.
     pub(super) fn run(mut self) -> Result<(), AgentError> {
+        self.begin_with_snapshot();
+        let outcome = self.work();
+        if self.is_in_sync {
+            self.parts.snapshots.finish(self.graph.cluster());
+        }
+        outcome
+    }
+
+    /// What an earlier run knew is in force until the source answers.
+    fn begin_with_snapshot(&mut self) {
+        let Some(objects) = self.parts.snapshots.begin() else {
+            return;
+        };
+        let count = objects.len();
+        for object in objects {
+            let update = Update::Upsert(object);
+            self.are_facts_stale |= concerns_facts(&update);
+            self.apply_source(&update);
+        }
+        self.count(Teller::Source, count, self.started);
+        self.gate.is_source_read = true;
+        self.parts
+            .synced
+            .unmet("not read yet; the snapshot of an earlier run is in force");
+    }
+
+    fn work(&mut self) -> Result<(), AgentError> {
         loop {
             let now = Instant::now();
             self.parts.beat.beat(now);
@@ -209,11 +238,17 @@ impl GraphThread {
 
     fn take_source(&mut self, change: SourceChange) {
         let SourceChange {
-            updates,
+            mut updates,
             problems,
             sync,
             at,
         } = change;
+        self.parts
+            .snapshots
+            .complete(&mut updates, sync.is_ok(), self.graph.cluster());
+        if sync.is_ok() && !updates.is_empty() {
+            self.parts.snapshots.changed(at);
+        }
         self.count(Teller::Source, updates.len(), at);
         // The graph keeps copies; the originals, among the remains of their texts, go together.
         for update in &updates {
@@ -464,6 +499,9 @@ impl GraphThread {
         if self.tick_at <= now {
             self.tick_at = now + TICK;
             self.denied.attribute(self.graph.cluster(), now);
+            if self.is_in_sync {
+                self.parts.snapshots.tick(self.graph.cluster(), now);
+            }
             self.set_gauges();
             self.expire_claims(now);
         }

@@ -30,6 +30,7 @@ mod nflog;
 mod obstacles;
 pub mod report;
 mod server;
+mod snapshots;
 mod source;
 pub mod state;
 mod thread;
@@ -63,6 +64,7 @@ use self::monitor::MonitorThread;
 use self::nflog::NflogThread;
 use self::obstacles::ObstacleThread;
 use self::server::{Served, Server};
+use self::snapshots::Snapshots;
 use self::source::{OpenedSource, SourceFeed};
 use self::state::{StateDirectory, StateError};
 use self::thread::{Guard, spawn};
@@ -211,7 +213,8 @@ impl Agent {
 
         let link = LinkThread::open(link_parts(config, state, &sender, &mut health))?;
         let control = link.control();
-        let opened = backend::open(config)?;
+        let mut opened = backend::open(config)?;
+        let snapshots = Snapshots::open(config, &mut *opened.backend);
         let monitored = opened.port.filter(|_| !opened.options.table_flags.owner);
         let (applier, applier_thread) =
             start_applier(config, opened, &sender, health.beat("applier"))?;
@@ -230,6 +233,7 @@ impl Agent {
                 ClaimStore::new(&config.state_directory),
                 health.now,
             ),
+            snapshots,
             beat: health.beat("graph"),
         };
         let graph = GraphThread::new(config, parts, health.now);

@@ -12,6 +12,7 @@ use towpath_dataplane::link::BridgeSettings;
 
 use super::cni_store::{CLAIMS, CLAIMS_FRESH, QUEUE};
 use crate::applier::MARKER;
+use crate::snapshot::{SNAPSHOT, SNAPSHOT_FRESH};
 
 const LOCK: &str = "agent.lock";
 const CHANGES: &str = "changes.json";
@@ -143,7 +144,16 @@ impl StateDirectory {
 
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        for name in [CHANGES, MARKER, CLAIMS, CLAIMS_FRESH, QUEUE, LOCK] {
+        for name in [
+            CHANGES,
+            MARKER,
+            CLAIMS,
+            CLAIMS_FRESH,
+            QUEUE,
+            SNAPSHOT,
+            SNAPSHOT_FRESH,
+            LOCK,
+        ] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -263,7 +273,14 @@ mod tests {
         let path = directory.path().join("state");
         let mut state = StateDirectory::open(&path).unwrap();
         state.record_bridge("cni0", OFF).unwrap();
-        for name in [MARKER, CLAIMS, CLAIMS_FRESH, QUEUE] {
+        for name in [
+            MARKER,
+            CLAIMS,
+            CLAIMS_FRESH,
+            QUEUE,
+            SNAPSHOT,
+            SNAPSHOT_FRESH,
+        ] {
             fs::write(path.join(name), "{}").unwrap();
         }
 

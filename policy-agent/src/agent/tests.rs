@@ -60,6 +60,7 @@ fn start() -> Running {
         synced: readiness.add("source", "not read yet"),
         committed: readiness.add("first commit", "nothing is committed yet"),
         cni: Cni::new(&config.node, ClaimStore::new(state.path()), now),
+        snapshots: Snapshots::default(),
         beat: liveness.add("graph", DEADLINE, now),
     };
     let graph = GraphThread::new(&config, parts, now);

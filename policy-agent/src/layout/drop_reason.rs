@@ -91,44 +91,43 @@ impl DropReason {
             Enforcement::Enforce => (self.name(), RuleVerdict::Drop),
             Enforcement::Audit => (self.audit_name(), RuleVerdict::Return),
         };
-        self.denial(self.chain(), end, options)
+        denial(self.chain(), end, options)
     }
 
     /// The chain of [`Self::audit_chain`]: count, log some, pass all.
     pub(super) fn audit_layout(self, options: &LayoutOptions) -> ChainLayout {
         let end = (self.audit_name(), RuleVerdict::Return);
-        self.denial(self.audit_chain(), end, options)
+        denial(self.audit_chain(), end, options)
     }
+}
 
-    /// `return` comes back to the base chain, or before what else is to be judged: no packet that is passed here skips
-    /// the judgement of its other side.
-    fn denial(
-        self,
-        name: Name,
-        (prefix, verdict): (&'static str, RuleVerdict),
-        options: &LayoutOptions,
-    ) -> ChainLayout {
-        let log = Rule {
-            statements: vec![
-                Statement::Limit {
-                    rate: options.log_rate,
-                    burst: options.log_burst,
-                },
-                Statement::Log {
-                    prefix: made_name(prefix),
-                    group: options.log_group,
-                    snaplen: SNAPLEN,
-                },
-            ],
-        };
-        let count = Rule {
-            statements: vec![Statement::Counter],
-        };
-        let end = RuleBuilder::new().verdict(verdict);
-        let chain = Chain { name, base: None };
-        ChainLayout {
-            chain,
-            rules: vec![count, log, end],
-        }
+/// `return` comes back to the base chain, or before what else is to be judged: no packet that is passed here skips
+/// the judgement of its other side.
+fn denial(
+    name: Name,
+    (prefix, verdict): (&'static str, RuleVerdict),
+    options: &LayoutOptions,
+) -> ChainLayout {
+    let log = Rule {
+        statements: vec![
+            Statement::Limit {
+                rate: options.log_rate,
+                burst: options.log_burst,
+            },
+            Statement::Log {
+                prefix: made_name(prefix),
+                group: options.log_group,
+                snaplen: SNAPLEN,
+            },
+        ],
+    };
+    let count = Rule {
+        statements: vec![Statement::Counter],
+    };
+    let end = RuleBuilder::new().verdict(verdict);
+    let chain = Chain { name, base: None };
+    ChainLayout {
+        chain,
+        rules: vec![count, log, end],
     }
 }

@@ -12,6 +12,7 @@ use super::{
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Namespace {
     /// Name.
     pub name: SmolStr,
@@ -21,6 +22,7 @@ pub struct Namespace {
 
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Node {
     /// Name.
     pub name: SmolStr,
@@ -35,6 +37,7 @@ pub struct Node {
 
 /// An object that policy depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Object {
     /// A namespace.
     Namespace(Namespace),

@@ -10,6 +10,7 @@ use super::{Labels, Protocol};
 
 /// Where an endpoint came from. A pod and a workload endpoint of one name are two endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum EndpointKind {
     /// A Kubernetes Pod.
     Pod,
@@ -19,6 +20,7 @@ pub enum EndpointKind {
 
 /// Identity of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct EndpointId {
     /// Where it came from.
     pub kind: EndpointKind,
@@ -36,6 +38,7 @@ impl fmt::Display for EndpointId {
 
 /// Whether an endpoint counts in pod sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Lifecycle {
     /// Pending, running or terminating: it may own its addresses.
     Live,
@@ -45,6 +48,7 @@ pub enum Lifecycle {
 
 /// A port that a container declares; named ports resolve to these.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ContainerPort {
     /// Name by which policies refer to it.
     pub name: Option<SmolStr>,
@@ -56,6 +60,7 @@ pub struct ContainerPort {
 
 /// A pod, VM, container or other workload with addresses of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Endpoint {
     /// Identity.
     pub id: EndpointId,
@@ -88,6 +93,7 @@ impl Endpoint {
 
 /// The uid of a pod: that of its object, or of a static pod the one that the kubelet made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PodUid([u8; 16]);
 
 impl fmt::Display for PodUid {
@@ -126,6 +132,8 @@ impl FromStr for PodUid {
 /// Name of a network interface. Invariant: 1..=15 bytes, no `/`, no white space, no control character, and
 /// nothing that nft would have to escape (quote, backslash); not `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "SmolStr", into = "SmolStr"))]
 pub struct InterfaceName(SmolStr);
 
 impl InterfaceName {
@@ -171,8 +179,23 @@ impl FromStr for InterfaceName {
     }
 }
 
+impl TryFrom<SmolStr> for InterfaceName {
+    type Error = InterfaceNameError;
+
+    fn try_from(text: SmolStr) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<InterfaceName> for SmolStr {
+    fn from(name: InterfaceName) -> Self {
+        name.0
+    }
+}
+
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MacAddress(pub [u8; 6]);
 
 impl fmt::Display for MacAddress {
@@ -209,6 +232,7 @@ impl FromStr for MacAddress {
 
 /// What the kernel of this node tells about one pod interface: the facts of an endpoint, without identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ObservedInterface {
     /// Interface index on the host side; the key.
     pub index: u32,

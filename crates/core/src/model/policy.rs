@@ -9,6 +9,7 @@ use super::{Namespace, Selector};
 
 /// Direction as seen from the endpoint that a policy selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Direction {
     /// Traffic to the endpoint.
     Ingress,
@@ -32,6 +33,7 @@ impl fmt::Display for Direction {
 
 /// What finally happens to a new connection in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Verdict {
     /// It passes.
     Allow,
@@ -50,6 +52,7 @@ impl fmt::Display for Verdict {
 
 /// What happens at the end of a tier when a policy of it selected the endpoint and no rule decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum TierDefault {
     /// The endpoint is isolated: deny.
     Deny,
@@ -59,6 +62,7 @@ pub enum TierDefault {
 
 /// A tier: policies of a lower order decide first. After the last tier everything is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Tier {
     /// Position; lower first.
     pub order: u32,
@@ -91,6 +95,7 @@ impl Tier {
 
 /// Which API a policy came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PolicyKind {
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
@@ -109,6 +114,7 @@ impl fmt::Display for PolicyKind {
 
 /// Identity of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PolicyId {
     /// Which API it came from.
     pub kind: PolicyKind,
@@ -130,6 +136,7 @@ impl fmt::Display for PolicyId {
 
 /// A policy: whom it selects, and its ordered rules per direction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Policy {
     /// Identity.
     pub id: PolicyId,
@@ -161,6 +168,7 @@ impl Policy {
 
 /// The endpoints that a policy applies to: workloads in `namespaces` whose labels match `pods`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Subject {
     /// Their namespaces.
     pub namespaces: NamespaceMatch,
@@ -170,6 +178,7 @@ pub struct Subject {
 
 /// A condition on the namespace of a workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum NamespaceMatch {
     /// The namespace of this name.
     Is(SmolStr),
@@ -189,6 +198,7 @@ impl NamespaceMatch {
 
 /// What a rule does with traffic that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Action {
     /// Allow, finally.
     Accept,
@@ -210,6 +220,7 @@ impl fmt::Display for Action {
 
 /// A rule: matches when the peer *and* the port match.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Rule {
     /// Name, where the API has one.
     pub name: Option<SmolStr>,
@@ -223,6 +234,7 @@ pub struct Rule {
 
 /// The other side of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Peers {
     /// Anybody.
     Any,
@@ -232,6 +244,7 @@ pub enum Peers {
 
 /// A set of peers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Peer {
     /// Workloads; never a host-network or finished pod, never an outside address.
     Workloads {
@@ -253,6 +266,7 @@ pub enum Peer {
 
 /// Protocols and destination ports of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Ports {
     /// Every protocol and port, ICMP and others included.
     Any,
@@ -262,6 +276,7 @@ pub enum Ports {
 
 /// One protocol-and-port condition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PortMatch {
     /// Ports `first..=last` of one protocol; `0..=65535` is all of it.
     Range {
@@ -284,6 +299,7 @@ pub enum PortMatch {
 
 /// Transport protocols with ports that policies can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Protocol {
     /// TCP.
     Tcp,

@@ -6,6 +6,8 @@ use smol_str::SmolStr;
 
 /// The labels of an object: sorted by key, each key once. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "Vec<(SmolStr, SmolStr)>"))]
 pub struct Labels(Arc<[(SmolStr, SmolStr)]>);
 
 impl Labels {
@@ -42,8 +44,15 @@ impl<K: Into<SmolStr>, V: Into<SmolStr>> FromIterator<(K, V)> for Labels {
     }
 }
 
+impl From<Vec<(SmolStr, SmolStr)>> for Labels {
+    fn from(pairs: Vec<(SmolStr, SmolStr)>) -> Self {
+        pairs.into_iter().collect()
+    }
+}
+
 /// One condition on the labels of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Requirement {
     /// The key is there with one of these values (sorted). `matchLabels` is the one-value case.
     In(SmolStr, Vec<SmolStr>),
@@ -71,6 +80,11 @@ impl Requirement {
 
 /// All of its requirements must hold; without any it matches everything. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(from = "Vec<Requirement>", into = "Vec<Requirement>")
+)]
 pub struct Selector {
     /// Sorted, so that equal selectors compare equal.
     requirements: Arc<[Requirement]>,
@@ -106,5 +120,17 @@ impl Selector {
     /// The requirements, sorted.
     pub fn requirements(&self) -> &[Requirement] {
         &self.requirements
+    }
+}
+
+impl From<Vec<Requirement>> for Selector {
+    fn from(requirements: Vec<Requirement>) -> Self {
+        Self::new(requirements)
+    }
+}
+
+impl From<Selector> for Vec<Requirement> {
+    fn from(selector: Selector) -> Self {
+        selector.requirements.to_vec()
     }
 }
