@@ -4,6 +4,7 @@ mod cluster_network_policy;
 mod endpoints;
 mod files;
 mod hostile;
+mod json;
 mod network_policy;
 
 use towpath_api::{BadObject, Document, Fault, Outcome, read};
