@@ -8,7 +8,7 @@
 //! ingress, source address on egress) and the peer address `p` on the other side:
 //!
 //! 1. `state[e]`: missing = unknown, drop. `Open` = allow. `Restricted` = go on.
-//! 2. The class of `p`: `peer_class[p]`, else the block of `cidr_class` that holds it, else class 0.
+//! 2. The class of `p`: `peer_class[p]`, else the range of `cidr_class` that holds it, else class 0.
 //! 3. The first hit of: `exact[e, class, protocol, port]`, `class_protocol[e, class, protocol]`,
 //!    `class_any[e, class]`, `any[e, protocol, port]`, then the first matching rule of `profile[e]`, then
 //!    `default[e]`; missing = drop.
@@ -16,6 +16,7 @@
 //! Port lookups are made only for TCP, UDP and SCTP.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,6 +31,71 @@ pub struct ClassId(pub u32);
 impl ClassId {
     /// The class of addresses that nothing matches. It is never written to the class maps.
     pub const NONE: Self = Self(0);
+}
+
+/// Addresses of one family from a first to a last one. Where a block has holes it is far fewer ranges than blocks.
+/// Invariant: one family, the first not behind the last. Ordered by the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AddressRange {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+impl AddressRange {
+    /// The range between two addresses, both included; `None` for two families, or an empty range.
+    pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
+        let is_range = first.is_ipv4() == last.is_ipv4() && first <= last;
+        is_range.then_some(Self { first, last })
+    }
+
+    /// The first address.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The last address.
+    pub fn last(&self) -> IpAddr {
+        self.last
+    }
+
+    /// Whether an address lies in it.
+    pub fn contains(&self, address: &IpAddr) -> bool {
+        (self.first..=self.last).contains(address)
+    }
+
+    /// The block that it is, if it is one.
+    fn block(&self) -> Option<IpNet> {
+        let length = match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                (first.to_bits() ^ last.to_bits()).leading_zeros()
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                (first.to_bits() ^ last.to_bits()).leading_zeros()
+            }
+            _ => return None,
+        };
+        let block = IpNet::new(self.first, u8::try_from(length).ok()?).ok()?;
+        (Self::from(block) == *self).then_some(block)
+    }
+}
+
+impl From<IpNet> for AddressRange {
+    fn from(block: IpNet) -> Self {
+        Self {
+            first: block.network(),
+            last: block.broadcast(),
+        }
+    }
+}
+
+impl fmt::Display for AddressRange {
+    /// A block where it is one, else its ends.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.block() {
+            Some(block) => block.fmt(formatter),
+            None => write!(formatter, "{}-{}", self.first, self.last),
+        }
+    }
 }
 
 /// Number of a profile. Equal profiles are one; a number is never given to another content.
@@ -156,8 +222,8 @@ pub struct DirectionTables {
 pub struct Tables {
     /// Class of single peer addresses.
     pub peer_class: BTreeMap<IpAddr, ClassId>,
-    /// Class of the addresses in disjoint blocks, for those without an entry in `peer_class`.
-    pub cidr_class: BTreeMap<IpNet, ClassId>,
+    /// Class of the addresses in disjoint ranges, for those without an entry in `peer_class`.
+    pub cidr_class: BTreeMap<AddressRange, ClassId>,
     /// Traffic to local endpoints.
     pub ingress: DirectionTables,
     /// Traffic from local endpoints.
@@ -193,10 +259,16 @@ impl Tables {
         if let Some(class) = self.peer_class.get(&peer) {
             return *class;
         }
-        let holds = |(network, _): &(&IpNet, &ClassId)| network.contains(&peer);
+        // They are disjoint: the last one that begins at or before the address holds it, or none does.
+        let highest = IpAddr::from([u8::MAX; 16]);
+        let before = ..=AddressRange {
+            first: peer,
+            last: highest,
+        };
         self.cidr_class
-            .iter()
-            .find(holds)
+            .range(before)
+            .next_back()
+            .filter(|(range, _)| range.contains(&peer))
             .map_or(ClassId::NONE, |(_, class)| *class)
     }
 
@@ -317,7 +389,7 @@ pub struct Phase {
     /// Changes of [`Tables::peer_class`].
     pub peer_class: Changes<IpAddr, ClassId>,
     /// Changes of [`Tables::cidr_class`].
-    pub cidr_class: Changes<IpNet, ClassId>,
+    pub cidr_class: Changes<AddressRange, ClassId>,
     /// Changes of [`Tables::ingress`].
     pub ingress: DirectionDelta,
     /// Changes of [`Tables::egress`].
@@ -401,6 +473,73 @@ impl Tables {
             apply_changes(&mut tables.any, &delta.any);
             apply_changes(&mut tables.profile, &delta.profile);
             apply_changes(&mut tables.default, &delta.default);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: &str, last: &str) -> AddressRange {
+        let ip = |text: &str| text.parse().expect("an address");
+        AddressRange::new(ip(first), ip(last)).expect("a range")
+    }
+
+    #[test]
+    fn a_range_that_is_a_block_is_written_as_one() {
+        for block in [
+            "10.0.0.0/24",
+            "10.0.0.7/32",
+            "0.0.0.0/0",
+            "::/0",
+            "fd00::/127",
+        ] {
+            let parsed: IpNet = block.parse().expect("a block");
+            assert_eq!(AddressRange::from(parsed).to_string(), block);
+        }
+        for (first, last) in [
+            ("10.0.0.1", "10.0.0.2"),
+            ("10.0.0.2", "10.0.0.5"),
+            ("::1", "::4"),
+        ] {
+            assert_eq!(range(first, last).to_string(), format!("{first}-{last}"));
+        }
+    }
+
+    #[test]
+    fn a_range_is_of_one_family_and_not_empty() {
+        let (low, high): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        assert_eq!(AddressRange::new(high, low), None);
+        assert_eq!(AddressRange::new(low, IpAddr::from([0; 16])), None);
+        assert!(range("10.0.0.1", "10.0.0.2").contains(&high));
+        assert!(!range("0.0.0.0", "255.255.255.255").contains(&IpAddr::from([0; 16])));
+    }
+
+    #[test]
+    fn the_class_of_an_address_is_that_of_the_range_that_holds_it() {
+        let tables = Tables {
+            cidr_class: [
+                (range("10.0.0.2", "10.0.0.5"), ClassId(1)),
+                (range("10.0.0.6", "10.0.0.6"), ClassId(2)),
+                (range("::", "::9"), ClassId(3)),
+            ]
+            .into(),
+            ..Tables::default()
+        };
+        for (address, class) in [
+            ("10.0.0.1", 0),
+            ("10.0.0.2", 1),
+            ("10.0.0.5", 1),
+            ("10.0.0.6", 2),
+            ("10.0.0.7", 0),
+            ("255.255.255.255", 0),
+            ("::", 3),
+            ("::9", 3),
+            ("::a", 0),
+        ] {
+            let found = tables.class_of(address.parse().expect("an address"));
+            assert_eq!(found, ClassId(class), "{address}");
         }
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use towpath_core::model::{Direction, Protocol, Verdict};
 use towpath_core::tables::{
-    Changes, ClassId, ClassKey, ClassProtocolKey, DirectionDelta, DirectionTables, EndpointState,
-    ExactKey, Phase, PortKey, ProfileId, Tables,
+    AddressRange, Changes, ClassId, ClassKey, ClassProtocolKey, DirectionDelta, DirectionTables,
+    EndpointState, ExactKey, Phase, PortKey, ProfileId, Tables,
 };
 use towpath_dataplane::nft::{Element, ElementValue, RuleVerdict, SetKey, Value};
 
@@ -112,9 +112,10 @@ fn peer_class(peer: &IpAddr, class: &ClassId) -> (SetId, Element) {
     )
 }
 
-fn cidr_class(block: &IpNet, class: &ClassId) -> (SetId, Element) {
-    let set = SetId::CidrClass(IpVersion::of(block.network()));
-    (set, with(range(block), ElementValue::ClassId(class.0)))
+fn cidr_class(range: &AddressRange, class: &ClassId) -> (SetId, Element) {
+    let set = SetId::CidrClass(IpVersion::of(range.first()));
+    let key = SetKey::Range(address(range.first()), address(range.last()));
+    (set, with(key, ElementValue::ClassId(class.0)))
 }
 
 fn state_of(direction: Direction) -> impl Fn(&IpAddr, &EndpointState) -> (SetId, Element) {

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use towpath_core::model::{Direction, MacAddress, Protocol, Verdict};
 use towpath_core::tables::{
-    Binding, Changes, ClassId, ClassKey, ClassProtocolKey, DirectionDelta, DirectionTables,
-    EndpointState, ExactKey, PortKey, Profile, ProfileId, ProfilePorts, ProfileRule,
+    AddressRange, Binding, Changes, ClassId, ClassKey, ClassProtocolKey, DirectionDelta,
+    DirectionTables, EndpointState, ExactKey, PortKey, Profile, ProfileId, ProfilePorts,
+    ProfileRule,
 };
 use towpath_dataplane::nft::{ElementValue, RuleVerdict, Value};
 
@@ -31,15 +32,22 @@ fn address() -> impl Strategy<Value = IpAddr> + Clone {
     select(texts.map(ip).to_vec())
 }
 
-fn block() -> impl Strategy<Value = IpNet> + Clone {
-    let texts = [
-        "198.51.100.0/25",
-        "198.51.100.128/25",
-        "203.0.113.7/32",
-        "0.0.0.0/5",
-        "2001:db8::/48",
+fn block() -> impl Strategy<Value = AddressRange> + Clone {
+    let ends = [
+        ("198.51.100.0", "198.51.100.127"),
+        ("198.51.100.128", "198.51.100.254"),
+        ("203.0.113.7", "203.0.113.7"),
+        ("0.0.0.0", "7.255.255.255"),
+        ("2001:db8::1", "2001:db8::ffff"),
     ];
-    select(texts.map(|text| text.parse::<IpNet>().unwrap()).to_vec())
+    select(
+        ends.map(|(first, last)| range(ip(first), ip(last)))
+            .to_vec(),
+    )
+}
+
+fn range(first: IpAddr, last: IpAddr) -> AddressRange {
+    AddressRange::new(first, last).unwrap()
 }
 
 fn verdict() -> impl Strategy<Value = Verdict> + Clone {
@@ -284,15 +292,10 @@ fn decode_element(tables: &mut Tables, set: SetId, element: &Element) {
                 SetKey::Range(first, last) => (first, last),
                 SetKey::Exact(key) => (&key[0], &key[0]),
             };
-            let (first, last) = (
+            let block = range(
                 decode_address(first, version),
                 decode_address(last, version),
             );
-            let most = if first.is_ipv4() { 32 } else { 128 };
-            let block = (0..=most)
-                .map(|length| IpNet::new(first, length).unwrap().trunc())
-                .find(|block| block.network() == first && block.broadcast() == last)
-                .unwrap();
             tables.cidr_class.insert(block, decode_class(element));
         }
         SetId::Verdict(direction, map, version) => {
@@ -486,10 +489,10 @@ fn a_small_world_as_text() {
     tables.peer_class.insert(peer, ClassId(3));
     tables
         .cidr_class
-        .insert("198.51.100.0/24".parse().unwrap(), ClassId(4));
+        .insert(range(ip("198.51.100.0"), ip("198.51.100.6")), ClassId(4));
     tables
         .cidr_class
-        .insert("2001:db8::1/128".parse().unwrap(), ClassId(4));
+        .insert(range(ip("2001:db8::1"), ip("2001:db8::1")), ClassId(4));
     tables
         .pod_networks
         .insert("10.244.1.0/24".parse().unwrap(), ());

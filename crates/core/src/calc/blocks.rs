@@ -3,18 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::cidr::{Overlap, Partition};
 use super::compile::Signature;
-use crate::tables::ClassId;
+use crate::tables::{AddressRange, ClassId};
 
 /// The disjoint pieces of all blocks, each with its class.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Blocks {
     partition: Partition,
     classes: Vec<ClassId>,
-    written: BTreeMap<IpNet, ClassId>,
+    written: BTreeMap<AddressRange, ClassId>,
 }
 
 impl Blocks {
@@ -36,7 +34,7 @@ impl Blocks {
     }
 
     /// What the dataplane has been told.
-    pub(super) fn written(&self) -> &BTreeMap<IpNet, ClassId> {
+    pub(super) fn written(&self) -> &BTreeMap<AddressRange, ClassId> {
         &self.written
     }
 
@@ -46,29 +44,29 @@ impl Blocks {
         self.classes = classes;
     }
 
-    /// The blocks of the pieces, as they shall be written in the end.
-    pub(super) fn wanted(&self) -> BTreeMap<IpNet, ClassId> {
+    /// The ranges of the pieces, as they shall be written in the end.
+    pub(super) fn wanted(&self) -> BTreeMap<AddressRange, ClassId> {
         let pieces = self.partition.pieces().iter().zip(&self.classes);
         pieces
-            .flat_map(|(piece, class)| piece.networks().into_iter().map(|n| (n, *class)))
+            .map(|(piece, class)| (piece.range(), *class))
             .collect()
     }
 
     /// Tells the dataplane; returns the changes.
     pub(super) fn write(
         &mut self,
-        wanted: BTreeMap<IpNet, ClassId>,
-    ) -> BTreeMap<IpNet, Option<ClassId>> {
-        let mut changes: BTreeMap<IpNet, Option<ClassId>> = wanted
+        wanted: BTreeMap<AddressRange, ClassId>,
+    ) -> BTreeMap<AddressRange, Option<ClassId>> {
+        let mut changes: BTreeMap<AddressRange, Option<ClassId>> = wanted
             .iter()
-            .filter(|(network, class)| self.written.get(network) != Some(class))
-            .map(|(network, class)| (*network, Some(*class)))
+            .filter(|(range, class)| self.written.get(range) != Some(class))
+            .map(|(range, class)| (*range, Some(*class)))
             .collect();
         let gone = self
             .written
             .keys()
-            .filter(|network| !wanted.contains_key(network));
-        changes.extend(gone.map(|network| (*network, None)));
+            .filter(|range| !wanted.contains_key(range));
+        changes.extend(gone.map(|range| (*range, None)));
         self.written = wanted;
         changes
     }

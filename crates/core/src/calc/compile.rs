@@ -18,7 +18,7 @@ pub(super) type Claimant = Vec<(MatcherId, bool)>;
 pub(super) type Signature = Vec<Claimant>;
 
 /// A part of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Term {
     /// Whom it concerns; `None` is anybody.
     pub(super) matcher: Option<MatcherId>,
@@ -26,18 +26,19 @@ pub(super) struct Term {
     pub(super) ports: Arc<PortSpace>,
 }
 
-/// A rule as terms.
+/// Rules of one action that follow one another: their order does not matter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct CompiledRule {
-    pub(super) action: Action,
-    pub(super) terms: Vec<Term>,
+pub(super) struct CompiledRules {
+    action: Action,
+    /// Sorted by matcher, each once.
+    terms: Vec<Term>,
 }
 
 /// The rules of one tier that apply to an endpoint in one direction, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CompiledTier {
-    pub(super) default: TierDefault,
-    pub(super) rules: Vec<CompiledRule>,
+    default: TierDefault,
+    rules: Vec<CompiledRules>,
 }
 
 /// What a peer with this signature may use.
@@ -55,6 +56,32 @@ pub(super) fn allowed(tiers: &[CompiledTier], signature: &Signature) -> PortSpac
 }
 
 impl CompiledTier {
+    /// A tier of rules in order, each as its terms.
+    pub(super) fn new<'t>(
+        default: TierDefault,
+        rules: impl Iterator<Item = &'t (Action, Vec<Term>)>,
+    ) -> Self {
+        let mut compiled: Vec<CompiledRules> = Vec::new();
+        for (action, terms) in rules {
+            match compiled.last_mut() {
+                Some(last) if last.action == *action => last.terms.extend_from_slice(terms),
+                _ => compiled.push(CompiledRules {
+                    action: *action,
+                    terms: terms.clone(),
+                }),
+            }
+        }
+        for rules in &mut compiled {
+            rules.terms.sort_unstable();
+            rules.terms.dedup();
+            rules.terms.shrink_to_fit();
+        }
+        Self {
+            default,
+            rules: compiled,
+        }
+    }
+
     /// What passes this tier and the later ones, which let `later` through.
     fn allowed(&self, claimant: &Claimant, later: &PortSpace) -> PortSpace {
         let mut undecided = PortSpace::full();
@@ -62,10 +89,9 @@ impl CompiledTier {
         let mut passed = PortSpace::default();
         // Where a Pass applies perhaps: both outcomes must allow.
         let mut perhaps_passed = PortSpace::default();
-        // Neighbours with one action are one rule: their order does not matter.
-        for rules in self.rules.chunk_by(|a, b| a.action == b.action) {
-            let [sure, perhaps] = regions(rules, claimant);
-            match rules[0].action {
+        for rules in &self.rules {
+            let [sure, perhaps] = rules.regions(claimant);
+            match rules.action {
                 Action::Accept => {
                     accepted = accepted.union(&undecided.intersection(&sure));
                     undecided = undecided.difference(&sure);
@@ -86,18 +112,20 @@ impl CompiledTier {
     }
 }
 
-/// What some rules match for a claimant: for sure, and perhaps.
-fn regions(rules: &[CompiledRule], claimant: &Claimant) -> [PortSpace; 2] {
-    let mut met: [Vec<&PortSpace>; 2] = [Vec::new(), Vec::new()];
-    for term in rules.iter().flat_map(|rule| &rule.terms) {
-        let is_sure = match term.matcher {
-            None => true,
-            Some(matcher) => match claimant.binary_search_by_key(&matcher, |(id, _)| *id) {
-                Ok(index) => claimant[index].1,
-                Err(_) => continue,
-            },
+impl CompiledRules {
+    /// What they match for a claimant: for sure, and perhaps.
+    fn regions(&self, claimant: &Claimant) -> [PortSpace; 2] {
+        let of = |matcher: Option<MatcherId>| {
+            let from = self.terms.partition_point(|term| term.matcher < matcher);
+            let terms = self.terms[from..].iter();
+            terms
+                .take_while(move |term| term.matcher == matcher)
+                .map(|term| &*term.ports)
         };
-        met[usize::from(!is_sure)].push(&term.ports);
+        let mut met: [Vec<&PortSpace>; 2] = [of(None).collect(), Vec::new()];
+        for (id, is_sure) in claimant {
+            met[usize::from(!is_sure)].extend(of(Some(*id)));
+        }
+        met.map(PortSpace::union_of)
     }
-    met.map(PortSpace::union_of)
 }

@@ -5,18 +5,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::cidr::Partition;
 use super::compile::Claimant;
 use super::local::{Local, Reader, Resolved};
 use super::matcher::MatcherChanges;
 use super::moves::{Moves, Target};
+use super::share::Compiler;
 use super::side::Rewritten;
 use super::transition::{Step, Written};
 use super::{CalcGraph, Dirty};
 use crate::model::Direction;
-use crate::tables::{ClassId, Delta, Phase};
+use crate::tables::{AddressRange, ClassId, Delta, Phase};
 
 /// What was written of the touched local addresses, ingress and egress.
 type Before = FxHashMap<IpAddr, [Arc<Written>; 2]>;
@@ -43,13 +44,7 @@ impl CalcGraph {
         let partition = changes
             .concern_blocks()
             .then(|| Partition::new(self.matchers.networks()));
-        let rules_change = next.iter().any(|(address, new)| {
-            let old = self.locals.get(address).map(|local| local.sides);
-            matches!((old, new), (Some(old), Some(new)) if {
-                let rules = |index: usize| self.sides.rules(old[index]);
-                (0..2).any(|index| *rules(index) != new.rules[index])
-            })
-        });
+        let rules_change = self.do_rules_change(&next);
         let mut moves = self.find_moves(&dirty, gains, partition.as_ref(), rules_change);
         let mut phases = Vec::new();
         let overlaps = partition
@@ -64,7 +59,7 @@ impl CalcGraph {
             let mut blocks = BTreeMap::new();
             for ((overlap, ..), target) in overlaps.iter().zip(&block_targets) {
                 if target.first != ClassId::NONE {
-                    blocks.extend(overlap.networks().into_iter().map(|n| (n, target.first)));
+                    blocks.insert(overlap.range(), target.first);
                 }
             }
             phases = self.copy_verdicts(&moves, partition.is_some().then_some(blocks));
@@ -87,6 +82,20 @@ impl CalcGraph {
         }
     }
 
+    /// Whether an address that stays gets other rules. Many have the same, which are compared once.
+    fn do_rules_change(&self, next: &BTreeMap<IpAddr, Option<Resolved>>) -> bool {
+        let mut compared = FxHashSet::default();
+        next.iter().any(|(address, new)| {
+            let (Some(old), Some(new)) = (self.locals.get(address), new) else {
+                return false;
+            };
+            let mut pairs = old.sides.iter().zip(&new.rules);
+            pairs.any(|(old, new)| {
+                compared.insert((*old, Arc::as_ptr(new))) && self.sides.rules(*old) != new
+            })
+        })
+    }
+
     /// What the touched local addresses shall be. References to matchers pass from the old rules to the new.
     fn resolve(
         &mut self,
@@ -99,15 +108,15 @@ impl CalcGraph {
             index: &self.index,
         };
         let mut next = BTreeMap::new();
+        let mut compiler = Compiler::new(&reader, &mut self.matchers, changes);
         for address in &dirty.locals {
             let local = reader.resolve(*address).map(|(endpoint, binding)| {
-                let rules = Direction::BOTH.map(|direction| {
-                    Arc::new(reader.compile(endpoint, direction, &mut self.matchers, changes))
-                });
+                let rules = Direction::BOTH.map(|direction| compiler.compile(endpoint, direction));
                 Resolved { binding, rules }
             });
             next.insert(*address, local);
         }
+        compiler.finish();
         for address in next.keys() {
             let old = self.locals.get(address).into_iter();
             for side in old.flat_map(|local| &local.sides) {
@@ -123,7 +132,7 @@ impl CalcGraph {
     fn copy_verdicts(
         &mut self,
         moves: &Moves,
-        blocks: Option<BTreeMap<IpNet, ClassId>>,
+        blocks: Option<BTreeMap<AddressRange, ClassId>>,
     ) -> Vec<Phase> {
         let rewritten = self.sides.copy(&moves.sources);
         let mut profiles = std::mem::take(&mut self.profiles);

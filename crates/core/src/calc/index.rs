@@ -11,7 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smol_str::SmolStr;
 
 use crate::model::{
-    Cluster, Endpoint, EndpointId, InterfaceName, Node, ObservedInterface, Protocol,
+    Cluster, Endpoint, EndpointId, InterfaceName, MacAddress, Node, ObservedInterface, Protocol,
 };
 
 /// Lookups over the state.
@@ -22,6 +22,10 @@ pub(super) struct Index {
     /// Addresses with more than one claim.
     contested: FxHashSet<IpAddr>,
     shown: FxHashMap<IpAddr, Vec<u32>>,
+    /// Interfaces behind which a hardware address is seen.
+    shown_macs: FxHashMap<MacAddress, Vec<u32>>,
+    /// Endpoints whose objects name a hardware address.
+    named_macs: FxHashMap<MacAddress, Vec<EndpointId>>,
     nodes: BTreeMap<IpAddr, Vec<SmolStr>>,
     bound: FxHashMap<InterfaceName, Vec<EndpointId>>,
     numbers: FxHashMap<SmolStr, BTreeMap<(Protocol, u16), u32>>,
@@ -87,6 +91,9 @@ impl Index {
                 endpoint.id.clone(),
             );
         }
+        if let Some(mac) = endpoint.mac {
+            add(self.named_macs.entry(mac).or_default(), endpoint.id.clone());
+        }
         for port in &endpoint.ports {
             let Some(name) = &port.name else { continue };
             let count = self
@@ -132,6 +139,9 @@ impl Index {
         if let Some(interface) = &endpoint.interface {
             remove_at!(self.bound, interface, &endpoint.id);
         }
+        if let Some(mac) = endpoint.mac {
+            remove_at!(self.named_macs, &mac, &endpoint.id);
+        }
         for port in &endpoint.ports {
             let Some(name) = &port.name else { continue };
             let Some(numbers) = self.numbers.get_mut(name) else {
@@ -176,12 +186,18 @@ impl Index {
         for address in &interface.addresses {
             add(self.shown.entry(*address).or_default(), interface.index);
         }
+        if let Some(mac) = interface.mac {
+            add(self.shown_macs.entry(mac).or_default(), interface.index);
+        }
     }
 
     /// Takes a version of an interface out.
     pub(super) fn remove_interface(&mut self, interface: &ObservedInterface) {
         for address in &interface.addresses {
             remove_at!(self.shown, address, &interface.index);
+        }
+        if let Some(mac) = interface.mac {
+            remove_at!(self.shown_macs, &mac, &interface.index);
         }
     }
 
@@ -198,6 +214,16 @@ impl Index {
     /// The interfaces that show an address.
     pub(super) fn interfaces(&self, address: IpAddr) -> &[u32] {
         self.shown.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// The interfaces behind which a hardware address is seen.
+    pub(super) fn showing(&self, mac: MacAddress) -> &[u32] {
+        self.shown_macs.get(&mac).map_or(&[], Vec::as_slice)
+    }
+
+    /// The endpoints whose objects name a hardware address.
+    pub(super) fn naming(&self, mac: MacAddress) -> &[EndpointId] {
+        self.named_macs.get(&mac).map_or(&[], Vec::as_slice)
     }
 
     /// The nodes whose identity an address is.

@@ -1,30 +1,56 @@
 //! Which addresses are programmed here, and what rules apply to them.
 
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxBuildHasher, FxHashSet};
 use smol_str::SmolStr;
 
-use super::compile::{CompiledRule, CompiledTier, MatcherId, Term};
+use super::compile::{CompiledTier, MatcherId, Term};
 use super::index::Index;
 use super::matcher::{Matcher, MatcherChanges, Matchers};
 use super::port_space::PortSpace;
 use super::side::SideId;
 use crate::model::{
-    Cluster, Direction, Endpoint, EndpointId, EndpointKind, Peer, Peers, Policy, PolicyId,
-    PolicyKind, PortMatch, Ports, Protocol, Rule,
+    Action, Cluster, Direction, Endpoint, EndpointId, EndpointKind, MacAddress, ObservedInterface,
+    Peer, Peers, Policy, PolicyId, PolicyKind, PortMatch, Ports, Protocol, Rule,
 };
 use crate::tables::Binding;
 
 /// The rules of one direction of an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Compiled {
     pub(super) tiers: Vec<CompiledTier>,
-    /// Every matcher in them, each with a reference; sorted.
+    /// Every matcher in them, each with a reference for each endpoint; sorted.
     pub(super) matchers: Vec<MatcherId>,
     /// Names of ports whose numbers were looked up at other endpoints.
     pub(super) names: Vec<SmolStr>,
+    /// Of all that; many endpoints ask for the side of one long list.
+    digest: u64,
+}
+
+impl Compiled {
+    /// These rules; matchers and names sorted, each once.
+    pub(super) fn new(
+        tiers: Vec<CompiledTier>,
+        matchers: Vec<MatcherId>,
+        names: Vec<SmolStr>,
+    ) -> Self {
+        let digest = FxBuildHasher.hash_one((&tiers, &matchers, &names));
+        Self {
+            tiers,
+            matchers,
+            names,
+            digest,
+        }
+    }
+}
+
+impl Hash for Compiled {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.digest);
+    }
 }
 
 /// A programmed address of this node.
@@ -59,7 +85,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The endpoint of an address and where it is bound, if it is to be programmed here: one live claimant, of
-    /// this node, of a known namespace, on one interface.
+    /// this node, of a known namespace, on one interface; on a bridge with a hardware address of its own.
     pub(super) fn resolve(&self, address: IpAddr) -> Option<(&'a Endpoint, Binding)> {
         let [endpoint] = self.index.claimants(address) else {
             return None;
@@ -68,22 +94,8 @@ impl<'a> Reader<'a> {
         if !self.is_here(endpoint) || !namespaces.contains_key(&endpoint.id.namespace) {
             return None;
         }
-        let interface = match &endpoint.interface {
-            Some(name) => {
-                let all = self.cluster.interfaces.values();
-                let mut named = all.filter(|observed| observed.name == *name);
-                // Two of one name: one of them is gone already, nobody knows which.
-                match (named.next(), named.next()) {
-                    (Some(interface), None) => interface,
-                    _ => return None,
-                }
-            }
-            None => match self.index.interfaces(address) {
-                [index] => self.cluster.interfaces.get(index)?,
-                _ => return None,
-            },
-        };
-        let mac = endpoint.mac.or(interface.mac);
+        let interface = self.interface(endpoint, address)?;
+        let mac = self.mac(endpoint, interface);
         if interface.bridge.is_some() && mac.is_none() {
             return None;
         }
@@ -95,6 +107,50 @@ impl<'a> Reader<'a> {
                 address,
             },
         ))
+    }
+
+    /// The one interface that an endpoint names, or that has the address.
+    fn interface(&self, endpoint: &Endpoint, address: IpAddr) -> Option<&'a ObservedInterface> {
+        let Some(name) = &endpoint.interface else {
+            return match self.index.interfaces(address) {
+                [index] => self.cluster.interfaces.get(index),
+                _ => None,
+            };
+        };
+        let all = self.cluster.interfaces.values();
+        let mut named = all.filter(|observed| observed.name == *name);
+        // Two of one name: one of them is gone already, nobody knows which.
+        match (named.next(), named.next()) {
+            (Some(interface), None) => Some(interface),
+            _ => None,
+        }
+    }
+
+    /// The hardware address under which an endpoint sends: the one that its object names, else the one behind its
+    /// interface. A pod may give itself any, and a bridge sends frames to the port where it saw their address last. So
+    /// one that is seen behind two ports of a bridge is nobody's, and one that an object names is not another port's.
+    fn mac(&self, endpoint: &Endpoint, interface: &ObservedInterface) -> Option<MacAddress> {
+        let Some(seen) = interface.mac.filter(|_| endpoint.mac.is_none()) else {
+            return endpoint.mac;
+        };
+        if interface.bridge.is_none() {
+            return Some(seen);
+        }
+        let is_neighbour = |other: &ObservedInterface| {
+            other.index != interface.index && other.bridge == interface.bridge
+        };
+        let showing = self.index.showing(seen).iter();
+        let mut showing = showing.filter_map(|index| self.cluster.interfaces.get(index));
+        let naming = self.index.naming(seen).iter();
+        let mut naming = naming.filter_map(|id| self.cluster.endpoints.get(id));
+        let is_at_neighbour = |other: &Endpoint| {
+            let mut addresses = other.addresses.iter();
+            self.is_here(other)
+                && addresses
+                    .any(|address| self.interface(other, *address).is_some_and(is_neighbour))
+        };
+        let is_anothers = showing.any(is_neighbour) || naming.any(is_at_neighbour);
+        (!is_anothers).then_some(seen)
     }
 
     /// The policies that could select an endpoint: those of its namespace, and the cluster-wide ones.
@@ -121,69 +177,31 @@ impl<'a> Reader<'a> {
             && policy.subject.pods.matches(&endpoint.labels)
     }
 
-    /// The rules that apply to an endpoint in one direction. Takes a reference to every matcher in them.
-    pub(super) fn compile(
-        &self,
-        endpoint: &Endpoint,
-        direction: Direction,
-        matchers: &mut Matchers,
-        changes: &mut MatcherChanges,
-    ) -> Compiled {
-        let applies = |policy: &&Policy| {
-            policy.rules(direction).is_some() && self.is_selected(policy, endpoint)
-        };
-        let mut selecting: Vec<&Policy> = self.policies(&endpoint.id).filter(applies).collect();
+    /// The policies that select an endpoint, in order.
+    pub(super) fn selecting(&self, endpoint: &Endpoint) -> Vec<&'a Policy> {
+        let all = self.policies(&endpoint.id);
+        let mut selecting: Vec<&Policy> = all
+            .filter(|policy| self.is_selected(policy, endpoint))
+            .collect();
         selecting.sort_by(|a, b| (&a.tier, a.order, &a.id).cmp(&(&b.tier, b.order, &b.id)));
-        let mut compiler = RuleCompiler {
-            reader: self,
-            endpoint,
-            direction,
-            matchers,
-            changes,
-            acquired: FxHashSet::default(),
-            names: Vec::new(),
-        };
-        let mut tiers = Vec::new();
-        for chunk in selecting.chunk_by(|a, b| a.tier == b.tier) {
-            let rules = chunk
-                .iter()
-                .flat_map(|policy| policy.rules(direction).unwrap_or_default());
-            let rules = rules.map(|rule| compiler.rule(rule)).collect();
-            tiers.push(CompiledTier {
-                default: chunk[0].tier.default,
-                rules,
-            });
-        }
-        let RuleCompiler {
-            acquired,
-            mut names,
-            ..
-        } = compiler;
-        let mut matchers: Vec<MatcherId> = acquired.into_iter().collect();
-        matchers.sort_unstable();
-        names.sort_unstable();
-        names.dedup();
-        Compiled {
-            tiers,
-            matchers,
-            names,
-        }
+        selecting
     }
 }
 
-/// Compiles the rules of one endpoint and direction.
-struct RuleCompiler<'a, 'r> {
-    reader: &'r Reader<'a>,
-    endpoint: &'r Endpoint,
-    direction: Direction,
-    matchers: &'r mut Matchers,
-    changes: &'r mut MatcherChanges,
-    acquired: FxHashSet<MatcherId>,
-    names: Vec<SmolStr>,
+/// Compiles the rules of one policy and direction.
+pub(super) struct RuleCompiler<'a, 'r> {
+    pub(super) reader: &'r Reader<'a>,
+    pub(super) endpoint: &'r Endpoint,
+    pub(super) direction: Direction,
+    pub(super) matchers: &'r mut Matchers,
+    pub(super) changes: &'r mut MatcherChanges,
+    /// With a reference each.
+    pub(super) acquired: FxHashSet<MatcherId>,
+    pub(super) names: Vec<SmolStr>,
 }
 
 impl RuleCompiler<'_, '_> {
-    fn rule(&mut self, rule: &Rule) -> CompiledRule {
+    pub(super) fn rule(&mut self, rule: &Rule) -> (Action, Vec<Term>) {
         let mut terms = Vec::new();
         let (mut fixed, named) = split_ports(&rule.ports);
         for (protocol, name) in named {
@@ -213,10 +231,7 @@ impl RuleCompiler<'_, '_> {
                 }
             }
         }
-        CompiledRule {
-            action: rule.action,
-            terms,
-        }
+        (rule.action, terms)
     }
 
     /// Named ports of destinations: one matcher for each number that somebody serves. Never blocks or nodes.

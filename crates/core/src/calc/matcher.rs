@@ -134,6 +134,12 @@ impl Matchers {
         id
     }
 
+    /// Takes another reference to a matcher in use.
+    pub(super) fn acquire_again(&mut self, id: MatcherId) {
+        let entry = self.entries.get_mut(&id);
+        entry.expect("a matcher in use has an entry").references += 1;
+    }
+
     /// Gives a reference back; the last one is noted in `changes`.
     pub(super) fn release(&mut self, id: MatcherId, changes: &mut MatcherChanges) {
         let Some(entry) = self.entries.get_mut(&id) else {

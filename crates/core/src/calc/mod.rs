@@ -2,7 +2,7 @@
 //!
 //! [`CalcGraph::apply`] notes what an update touches; [`CalcGraph::flush`] recomputes only that:
 //!
-//! 1. the programmed addresses of this node that changed, and the rules that apply to them ([`local`]);
+//! 1. the programmed addresses of this node that changed, and the rules that apply to them ([`local`], [`share`]);
 //! 2. from these the matchers in use ([`matcher`]), and the addresses that a new or dropped matcher meets;
 //! 3. the signature, and so the class, of every touched address and block ([`class`], [`blocks`]);
 //! 4. the allowed sets ([`compile`], [`side`]) and entries ([`encode`]) where rules or classes changed;
@@ -23,6 +23,7 @@ mod matcher;
 mod moves;
 mod pool;
 mod port_space;
+mod share;
 mod side;
 mod transition;
 
@@ -34,7 +35,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smol_str::SmolStr;
 
 use crate::model::{
-    Cluster, Direction, Endpoint, EndpointId, EndpointKind, Object, Policy, Update,
+    Cluster, Direction, Endpoint, EndpointId, EndpointKind, MacAddress, Object, ObservedInterface,
+    Policy, Update,
 };
 use crate::tables::{Binding, ClassId, Delta, Phase, Tables};
 use blocks::Blocks;
@@ -157,12 +159,39 @@ impl CalcGraph {
                 } else {
                     self.index.remove_interface(interface);
                 }
-                let locals = &mut self.dirty.locals;
-                locals.extend(interface.addresses.iter().copied());
-                for id in self.index.bound_to(&interface.name) {
-                    let endpoint = self.cluster.endpoints.get(id);
-                    locals.extend(endpoint.iter().flat_map(|e| &e.addresses));
-                }
+                self.touch_interface(interface);
+            }
+        }
+    }
+
+    /// Marks what is behind an interface, and behind those that show a hardware address of it.
+    fn touch_interface(&mut self, interface: &ObservedInterface) {
+        self.mark_behind(interface);
+        let bound = self.index.bound_to(&interface.name).iter();
+        let bound = bound.filter_map(|id| self.cluster.endpoints.get(id));
+        let addresses = interface.addresses.iter();
+        let claimants = addresses.flat_map(|address| self.index.claimants(*address));
+        let named = bound.chain(claimants.map(AsRef::as_ref));
+        let named = named.filter_map(|endpoint| endpoint.mac);
+        let macs: BTreeSet<MacAddress> = named.chain(interface.mac).collect();
+        macs.into_iter().for_each(|mac| self.mark_showing(mac));
+    }
+
+    /// Marks the addresses behind an interface.
+    fn mark_behind(&mut self, interface: &ObservedInterface) {
+        let locals = &mut self.dirty.locals;
+        locals.extend(interface.addresses.iter().copied());
+        for id in self.index.bound_to(&interface.name) {
+            let endpoint = self.cluster.endpoints.get(id);
+            locals.extend(endpoint.iter().flat_map(|e| &e.addresses));
+        }
+    }
+
+    /// Marks the addresses behind every interface that shows a hardware address.
+    fn mark_showing(&mut self, mac: MacAddress) {
+        for index in self.index.showing(mac).to_vec() {
+            if let Some(interface) = self.cluster.interfaces.get(&index).cloned() {
+                self.mark_behind(&interface);
             }
         }
     }
@@ -177,6 +206,9 @@ impl CalcGraph {
             }
         } else {
             self.index.remove_endpoint(endpoint, &mut self.dirty.names);
+        }
+        if let Some(mac) = endpoint.mac {
+            self.mark_showing(mac);
         }
         for address in &endpoint.addresses {
             self.dirty.peers.insert(*address);
@@ -311,7 +343,7 @@ impl CalcGraph {
             self.blocks
                 .written()
                 .iter()
-                .map(|(net, class)| (*net, Some(*class))),
+                .map(|(range, class)| (*range, Some(*class))),
         );
         phase
             .pod_networks
