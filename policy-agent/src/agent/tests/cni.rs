@@ -272,10 +272,12 @@ fn who_went_away_waits_no_longer_and_too_many_are_sent_away() {
     let deadline = Instant::now() + PATIENCE;
     let answer = loop {
         let mut answer = running.add(of(49));
-        // Answered after the ADD was taken.
+        // Who has room waits; who has none is sent away, which closes the channel. The health is answered after the
+        // ADD was taken, so one of both has happened by then.
         running.health();
-        if answer.try_recv() == Err(TryRecvError::Empty) {
-            break answer;
+        match answer.try_recv() {
+            Err(TryRecvError::Empty) => break answer,
+            sent_away => assert_eq!(sent_away, Err(TryRecvError::Closed)),
         }
         assert!(Instant::now() < deadline, "there is never room again");
     };
