@@ -125,7 +125,7 @@ mod tests {
     use towpath_core::tables::{Delta, Phase};
     use towpath_dataplane::nft::{Backend, FakeKernel, Table, TableFlags, Transaction};
 
-    use super::super::{Pending, Step};
+    use super::super::{Backlog, Step};
     use super::*;
     use crate::layout::{IpVersion, LayoutOptions, SetId};
 
@@ -142,11 +142,11 @@ mod tests {
         Applier::new(Box::new(kernel.clone()), LayoutOptions::default()).guarding(places)
     }
 
-    fn change() -> Pending {
-        let mut pending = Pending::default();
+    fn change() -> Backlog {
+        let mut backlog = Backlog::default();
         let phases = vec![Phase::default()];
-        pending.push(1, Delta { phases });
-        pending
+        backlog.push(1, Delta { phases });
+        backlog
     }
 
     fn add(kernel: &FakeKernel, table: TableId) {

@@ -4,9 +4,9 @@
 //! sleeps. What cannot be changed is replaced: both tables in one batch, so that no packet ever meets no rules. When
 //! replacing fails too often the error is final, and the process ends rather than run open.
 
+mod backlog;
 mod guard;
 mod marker;
-mod pending;
 mod thread;
 mod verify;
 
@@ -23,9 +23,9 @@ use crate::render::{self, Counts, FactSets};
 
 use guard::Guard;
 
+pub use backlog::Backlog;
 pub use guard::PodPlaces;
 pub use marker::{MARKER, Marker};
-pub use pending::Pending;
 pub use thread::{ApplierHandle, Report};
 pub use verify::Drift;
 
@@ -177,12 +177,12 @@ impl Applier {
 
     /// Takes changes over. Facts alone commit nothing before the first delta: an existing table is not touched before
     /// every source is in sync. Call it when [`Self::step`] is idle, else the changes wait behind those at hand.
-    pub fn enqueue(&mut self, pending: Pending) {
-        let Pending {
+    pub fn enqueue(&mut self, backlog: Backlog) {
+        let Backlog {
             generation,
             phases,
             facts,
-        } = pending;
+        } = backlog;
         let facts_changed = facts.is_some_and(|facts| {
             let changed = facts != self.facts;
             self.facts = facts;
@@ -372,7 +372,7 @@ fn delete_tables(backend: &mut dyn Backend) -> Result<(Transaction, Vec<Table>),
 /// Everything that the graph says from nothing, as one change: for tools that load tables without a graph.
 pub fn whole(tables: Tables) -> Delta {
     Delta {
-        phases: vec![pending::phase_of(tables)],
+        phases: vec![backlog::phase_of(tables)],
     }
 }
 

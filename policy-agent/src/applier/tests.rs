@@ -27,10 +27,10 @@ fn settle(applier: &mut Applier) -> Result<(Vec<Applied>, Duration), ApplyError>
     }
 }
 
-fn change(generation: u64, phases: Vec<Phase>) -> Pending {
-    let mut pending = Pending::default();
-    pending.push(generation, Delta { phases });
-    pending
+fn change(generation: u64, phases: Vec<Phase>) -> Backlog {
+    let mut backlog = Backlog::default();
+    backlog.push(generation, Delta { phases });
+    backlog
 }
 
 /// What a kernel that was loaded in one go would hold.
@@ -42,7 +42,7 @@ fn fresh_with(tables: &Tables, facts: &NodeFacts, options: LayoutOptions) -> Fak
     let kernel = FakeKernel::new();
     let mut applier = Applier::new(Box::new(kernel.clone()), options);
     let facts = Some(facts.clone());
-    applier.enqueue(Pending {
+    applier.enqueue(Backlog {
         facts,
         ..change(1, whole(tables.clone()).phases)
     });
@@ -79,9 +79,9 @@ fn nothing_is_touched_before_the_first_change() {
     let kernel = FakeKernel::new();
     let mut applier = applier(&kernel);
 
-    applier.enqueue(Pending {
+    applier.enqueue(Backlog {
         facts: Some(NodeFacts::default()),
-        ..Pending::default()
+        ..Backlog::default()
     });
 
     assert!(matches!(applier.step().unwrap(), Step::Idle));
@@ -383,9 +383,9 @@ fn sources_of_routed_pods_are_checked_once_there_is_one() {
         routed_interfaces: ["veth1".parse().unwrap()].into(),
         ..NodeFacts::default()
     };
-    applier.enqueue(Pending {
+    applier.enqueue(Backlog {
         facts: Some(facts),
-        ..Pending::default()
+        ..Backlog::default()
     });
     settle(&mut applier).unwrap();
 
@@ -393,7 +393,7 @@ fn sources_of_routed_pods_are_checked_once_there_is_one() {
     assert!(applier.verify().unwrap().is_none());
 }
 
-fn change_with_peer(generation: u64) -> Pending {
+fn change_with_peer(generation: u64) -> Backlog {
     change(generation, vec![phase_with_peer()])
 }
 
@@ -420,19 +420,19 @@ proptest! {
             kernel.fail_commit(nth, errno);
         }
         let mut applier = applier(&kernel);
-        let mut pending = Pending::default();
+        let mut backlog = Backlog::default();
         let (mut before, mut generation) = (Tables::default(), 0);
         for (tables, facts) in &states {
             generation += 1;
-            pending.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
-            pending.facts = Some(facts.clone());
+            backlog.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
+            backlog.facts = Some(facts.clone());
             before = tables.clone();
             if !at_once {
-                applier.enqueue(std::mem::take(&mut pending));
+                applier.enqueue(std::mem::take(&mut backlog));
                 settle(&mut applier).unwrap();
             }
         }
-        applier.enqueue(pending);
+        applier.enqueue(backlog);
         settle(&mut applier).unwrap();
 
         let (tables, facts) = states.last().unwrap();
@@ -445,19 +445,19 @@ proptest! {
 
     #[test]
     fn merged_phases_end_where_single_ones_do(states in vec(tables(), 20..30)) {
-        let mut pending = Pending::default();
+        let mut backlog = Backlog::default();
         let mut before = Tables::default();
         for (generation, tables) in (1..).zip(&states) {
-            pending.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
+            backlog.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
             before = tables.clone();
         }
 
         let mut tables = Tables::default();
-        for phase in &pending.phases {
+        for phase in &backlog.phases {
             tables.apply(phase);
         }
 
         prop_assert_eq!(&tables, states.last().unwrap());
-        prop_assert!(pending.phases.len() <= 17);
+        prop_assert!(backlog.phases.len() <= 17);
     }
 }

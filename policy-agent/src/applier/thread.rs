@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use towpath_core::tables::Delta;
 use towpath_dataplane::nft::CommitError;
 
-use super::{Applied, Applier, ApplyError, Drift, Pending, Step};
+use super::{Applied, Applier, ApplyError, Backlog, Drift, Step};
 use crate::layout::NodeFacts;
 
 /// Longest time without a [`Report::Alive`].
@@ -49,14 +49,14 @@ struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Inbox {
-    pending: Pending,
+    backlog: Backlog,
     verify: bool,
     end: bool,
 }
 
 impl Inbox {
     fn is_empty(&self) -> bool {
-        self.pending.is_empty() && !self.verify && !self.end
+        self.backlog.is_empty() && !self.verify && !self.end
     }
 }
 
@@ -80,12 +80,12 @@ impl ApplierHandle {
 
     /// Asks for a change; never waits. An empty delta is told as applied too.
     pub fn submit(&self, generation: u64, delta: Delta) {
-        self.tell(|inbox| inbox.pending.push(generation, delta));
+        self.tell(|inbox| inbox.backlog.push(generation, delta));
     }
 
     /// Replaces the facts of this node; never waits.
     pub fn set_facts(&self, facts: NodeFacts) {
-        self.tell(|inbox| inbox.pending.facts = Some(facts));
+        self.tell(|inbox| inbox.backlog.facts = Some(facts));
     }
 
     /// Asks for the tables to be read back and brought right.
@@ -153,7 +153,7 @@ impl<R: FnMut(Report)> Runner<R> {
             if inbox.end {
                 return;
             }
-            self.applier.enqueue(inbox.pending);
+            self.applier.enqueue(inbox.backlog);
             if !self.settle() {
                 return;
             }

@@ -6,13 +6,13 @@
 //!
 //! Not here: what a manifest means (crate `towpath-api`), what the objects lead to (crate `towpath-core`).
 
+mod debounce;
 mod directory;
 mod file;
 mod finding;
 pub mod kubernetes;
 mod ledger;
 mod namespaces;
-mod pending;
 mod read;
 mod watch;
 

@@ -13,9 +13,9 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::warn;
 
+use super::debounce::{Change, Debounce, QUIET};
 use super::directory::Identity;
 use super::file::{FileSource, Step};
-use super::pending::{Change, Pending, QUIET};
 use super::{Batch, is_manifest};
 
 /// Events that wait for our thread. With more, the whole directory is looked at.
@@ -80,7 +80,7 @@ pub(super) fn start(
             watcher,
             watched: BTreeMap::new(),
         },
-        pending: Pending::default(),
+        debounce: Debounce::default(),
     };
     let thread = std::thread::Builder::new()
         .name("file-source".to_owned())
@@ -169,7 +169,7 @@ struct Follower<E> {
     is_stopped: Arc<AtomicBool>,
     has_overflown: Arc<AtomicBool>,
     watches: Watches,
-    pending: Pending,
+    debounce: Debounce,
 }
 
 impl<E: FnMut(Batch)> Follower<E> {
@@ -181,7 +181,7 @@ impl<E: FnMut(Batch)> Follower<E> {
             if !self.receive() {
                 return;
             }
-            if let Some(work) = self.pending.take(Instant::now()) {
+            if let Some(work) = self.debounce.take(Instant::now()) {
                 let step = match &work.paths {
                     Some(paths) => self.source.scan_paths(paths),
                     None => self.scan(&work.unfinished),
@@ -198,7 +198,7 @@ impl<E: FnMut(Batch)> Follower<E> {
         let (step, vanished) = self.source.scan(unfinished, &mut |path| watches.add(path));
         let now = Instant::now();
         for name in vanished {
-            self.pending
+            self.debounce
                 .add(PathBuf::from(&*name), Change::Removed, now);
         }
         step
@@ -220,12 +220,12 @@ impl<E: FnMut(Batch)> Follower<E> {
         } else {
             HEAL
         };
-        let due = self.pending.due();
+        let due = self.debounce.due();
         let wait = due.map_or(idle, |due| due.saturating_duration_since(now).min(idle));
         match self.receiver.recv_timeout(wait) {
             Ok(message) => self.take(message),
             Err(RecvTimeoutError::Timeout) if due.is_none() => {
-                self.pending.rescan(Instant::now(), Duration::ZERO);
+                self.debounce.rescan(Instant::now(), Duration::ZERO);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return false,
@@ -235,7 +235,7 @@ impl<E: FnMut(Batch)> Follower<E> {
             self.take(message);
         }
         if self.has_overflown.swap(false, Ordering::AcqRel) {
-            self.pending.rescan(Instant::now(), Duration::ZERO);
+            self.debounce.rescan(Instant::now(), Duration::ZERO);
         }
         true
     }
@@ -246,23 +246,23 @@ impl<E: FnMut(Batch)> Follower<E> {
             Message::Event(Ok(event), received) => self.take_event(event, received),
             Message::Event(Err(error), received) => {
                 warn!(%error, "file events failed; looking at the whole directory");
-                self.pending.rescan(received, Duration::ZERO);
+                self.debounce.rescan(received, Duration::ZERO);
             }
         }
     }
 
     fn take_event(&mut self, event: Event, now: Instant) {
         if event.need_rescan() {
-            self.pending.rescan(now, Duration::ZERO);
+            self.debounce.rescan(now, Duration::ZERO);
         }
         for (path, change) in classify(event) {
             if path == self.source.root() {
                 if change == Change::Removed {
                     self.watches.forget(&path);
                 }
-                self.pending.rescan(now, QUIET);
+                self.debounce.rescan(now, QUIET);
             } else if is_manifest(&path) && !self.watches.watched.contains_key(&path) {
-                self.pending.add(path, change, now);
+                self.debounce.add(path, change, now);
             } else if is_directory_like(&path) {
                 if change == Change::Removed {
                     self.watches.forget(&path);
@@ -272,7 +272,7 @@ impl<E: FnMut(Batch)> Follower<E> {
                 } else {
                     QUIET
                 };
-                self.pending.rescan(now, delay);
+                self.debounce.rescan(now, delay);
             }
         }
     }
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn an_editor_that_saves_by_moving_and_writing_causes_one_look() {
         let start = Instant::now();
-        let mut pending = Pending::default();
+        let mut debounce = Debounce::default();
         let saved = [
             event(name(RenameMode::From), &["a.yaml"]),
             event(name(RenameMode::Both), &["a.yaml", "a.yaml~"]),
@@ -384,16 +384,16 @@ mod tests {
         ];
         for (step, event) in (0..).zip(saved) {
             let now = start + Duration::from_millis(10) * step;
-            assert_eq!(pending.take(now), None);
+            assert_eq!(debounce.take(now), None);
             for (path, change) in classify(event)
                 .into_iter()
                 .filter(|(path, _)| is_manifest(path))
             {
-                pending.add(path, change, now);
+                debounce.add(path, change, now);
             }
         }
 
-        let work = pending.take(start + Duration::from_millis(40)).unwrap();
+        let work = debounce.take(start + Duration::from_millis(40)).unwrap();
 
         assert_eq!(work.paths, Some([PathBuf::from("a.yaml")].into()));
         assert_eq!(work.received, start);

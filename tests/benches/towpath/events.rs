@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use policy_agent::applier::{Applier, Pending, Step, whole};
+use policy_agent::applier::{Applier, Backlog, Step, whole};
 use policy_agent::layout::LayoutOptions;
 use towpath_core::calc::CalcGraph;
 use towpath_core::model::{Object, ObjectKey, Update};
@@ -38,9 +38,9 @@ pub(crate) fn load(tables: Tables) -> Result<Applier> {
 
 /// Brings a delta to the kernel.
 pub(crate) fn commit(applier: &mut Applier, delta: Delta) -> Result<()> {
-    let mut pending = Pending::default();
-    pending.push(1, delta);
-    applier.enqueue(pending);
+    let mut backlog = Backlog::default();
+    backlog.push(1, delta);
+    applier.enqueue(backlog);
     loop {
         match applier.step()? {
             Step::Idle | Step::Applied(_) => return Ok(()),

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use policy_agent::applier::{Applied, Applier, Drift, Pending, Step, uninstall};
+use policy_agent::applier::{Applied, Applier, Backlog, Drift, Step, uninstall};
 use policy_agent::layout::{LayoutOptions, NodeFacts, TableId};
 use policy_agent::render;
 use towpath_core::calc::CalcGraph;
@@ -130,12 +130,12 @@ impl Enforcer {
     /// Brings a delta into the kernel, and what the state says of nodes.
     pub(crate) fn commit(&mut self, delta: Delta) -> Result<Applied> {
         self.generation += 1;
-        let mut pending = Pending {
+        let mut backlog = Backlog {
             facts: Some(facts(self.graph.cluster())),
-            ..Pending::default()
+            ..Backlog::default()
         };
-        pending.push(self.generation, delta);
-        self.applier.enqueue(pending);
+        backlog.push(self.generation, delta);
+        self.applier.enqueue(backlog);
         self.finish()
     }
 

@@ -20,7 +20,7 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto, socket,
 };
 use nix::unistd::Pid;
-use policy_agent::applier::{Applier, Pending, Step, whole};
+use policy_agent::applier::{Applier, Backlog, Step, whole};
 use policy_agent::layout::{LayoutOptions, NodeFacts, TableId};
 use towpath_core::tables::{Delta, Phase, Tables};
 use towpath_dataplane::nft::NetlinkBackend;
@@ -158,10 +158,10 @@ impl Node {
 
     /// Changes the tables in the kernel.
     pub(crate) fn change(&mut self, phase: Phase) -> Result<()> {
-        let mut pending = Pending::default();
+        let mut backlog = Backlog::default();
         let phases = vec![phase];
-        pending.push(2, Delta { phases });
-        apply(&mut self.applier, pending)
+        backlog.push(2, Delta { phases });
+        apply(&mut self.applier, backlog)
     }
 
     /// Sends the cases one after the other; each must have its fate.
@@ -353,12 +353,12 @@ fn load(
         ..options
     };
     let mut applier = Applier::new(Box::new(backend), options);
-    let mut pending = Pending {
+    let mut backlog = Backlog {
         facts: Some(facts),
-        ..Pending::default()
+        ..Backlog::default()
     };
-    pending.push(1, whole(tables));
-    apply(&mut applier, pending)?;
+    backlog.push(1, whole(tables));
+    apply(&mut applier, backlog)?;
     let drift = applier.verify()?;
     ensure!(
         drift.is_none(),
@@ -367,8 +367,8 @@ fn load(
     Ok(applier)
 }
 
-fn apply(applier: &mut Applier, pending: Pending) -> Result<()> {
-    applier.enqueue(pending);
+fn apply(applier: &mut Applier, backlog: Backlog) -> Result<()> {
+    applier.enqueue(backlog);
     match applier.step()? {
         Step::Applied(_) => Ok(()),
         other => bail!("the kernel did not take the tables: {other:?}"),

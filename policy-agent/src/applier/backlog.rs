@@ -12,7 +12,7 @@ const MOST_PHASES: usize = 16;
 
 /// What waits: the newest generation, its batches in order, and new facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pending {
+pub struct Backlog {
     /// Generation of the newest delta in `phases`; `None` before any.
     pub generation: Option<u64>,
     /// Batches in order.
@@ -21,7 +21,7 @@ pub struct Pending {
     pub facts: Option<NodeFacts>,
 }
 
-impl Pending {
+impl Backlog {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.generation.is_none() && self.facts.is_none()

@@ -34,7 +34,7 @@ struct Wait {
 
 /// Paths that wait to be looked at.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct Debounce {
     paths: BTreeMap<PathBuf, Wait>,
     rescan: Option<Wait>,
 }
@@ -50,7 +50,7 @@ pub(super) struct Work {
     pub(super) received: Instant,
 }
 
-impl Pending {
+impl Debounce {
     /// Notes a change of a manifest file.
     pub(super) fn add(&mut self, path: PathBuf, change: Change, now: Instant) {
         if self.paths.len() >= PATHS && !self.paths.contains_key(&path) {
@@ -124,11 +124,11 @@ mod tests {
     #[test]
     fn a_complete_file_is_due_at_once() {
         let start = Instant::now();
-        let mut pending = Pending::default();
-        pending.add("a".into(), Change::Modified, start);
-        pending.add("a".into(), Change::Complete, start + 3 * MS);
+        let mut debounce = Debounce::default();
+        debounce.add("a".into(), Change::Modified, start);
+        debounce.add("a".into(), Change::Complete, start + 3 * MS);
 
-        let work = pending.take(start + 3 * MS).unwrap();
+        let work = debounce.take(start + 3 * MS).unwrap();
 
         let expected = Work {
             paths: Some(paths(&["a"])),
@@ -136,47 +136,47 @@ mod tests {
             received: start,
         };
         assert_eq!(work, expected);
-        assert_eq!(pending.due(), None);
+        assert_eq!(debounce.due(), None);
     }
 
     #[test]
     fn a_file_that_is_written_waits_for_quiet() {
         let start = Instant::now();
-        let mut pending = Pending::default();
+        let mut debounce = Debounce::default();
         for step in 0..10 {
-            pending.add("a".into(), Change::Modified, start + step * 20 * MS);
+            debounce.add("a".into(), Change::Modified, start + step * 20 * MS);
         }
 
-        assert_eq!(pending.take(start + 200 * MS), None);
-        assert_eq!(pending.due(), Some(start + 180 * MS + QUIET));
-        assert_eq!(pending.take(start + 230 * MS).unwrap().received, start);
+        assert_eq!(debounce.take(start + 200 * MS), None);
+        assert_eq!(debounce.due(), Some(start + 180 * MS + QUIET));
+        assert_eq!(debounce.take(start + 230 * MS).unwrap().received, start);
     }
 
     #[test]
     fn patience_ends() {
         let start = Instant::now();
-        let mut pending = Pending::default();
+        let mut debounce = Debounce::default();
         for step in 0..100 {
-            pending.add("a".into(), Change::Modified, start + step * 20 * MS);
+            debounce.add("a".into(), Change::Modified, start + step * 20 * MS);
         }
 
-        assert_eq!(pending.due(), Some(start + PATIENCE));
+        assert_eq!(debounce.due(), Some(start + PATIENCE));
     }
 
     #[test]
     fn a_removal_waits_while_other_files_come() {
         let start = Instant::now();
-        let mut pending = Pending::default();
-        pending.add("old".into(), Change::Removed, start);
-        pending.add("half".into(), Change::Modified, start);
-        pending.add("new".into(), Change::Complete, start + MS);
+        let mut debounce = Debounce::default();
+        debounce.add("old".into(), Change::Removed, start);
+        debounce.add("half".into(), Change::Modified, start);
+        debounce.add("new".into(), Change::Complete, start + MS);
 
-        let work = pending.take(start + MS).unwrap();
+        let work = debounce.take(start + MS).unwrap();
 
         assert_eq!(work.paths, Some(paths(&["new"])));
         assert_eq!(work.unfinished, paths(&["half", "old"]));
         assert_eq!(
-            pending.take(start + QUIET).unwrap().paths,
+            debounce.take(start + QUIET).unwrap().paths,
             Some(paths(&["half", "old"]))
         );
     }
@@ -184,12 +184,12 @@ mod tests {
     #[test]
     fn a_file_that_comes_back_is_no_removal() {
         let start = Instant::now();
-        let mut pending = Pending::default();
-        pending.add("a".into(), Change::Removed, start);
-        pending.add("a".into(), Change::Modified, start + MS);
-        pending.add("b".into(), Change::Complete, start + 2 * MS);
+        let mut debounce = Debounce::default();
+        debounce.add("a".into(), Change::Removed, start);
+        debounce.add("a".into(), Change::Modified, start + MS);
+        debounce.add("b".into(), Change::Complete, start + 2 * MS);
 
-        let work = pending.take(start + 2 * MS).unwrap();
+        let work = debounce.take(start + 2 * MS).unwrap();
 
         assert_eq!(
             (work.paths, work.unfinished),
@@ -200,12 +200,12 @@ mod tests {
     #[test]
     fn a_rescan_leaves_unfinished_files_alone() {
         let start = Instant::now();
-        let mut pending = Pending::default();
-        pending.add("half".into(), Change::Modified, start);
-        pending.add("done".into(), Change::Complete, start);
-        pending.rescan(start, Duration::ZERO);
+        let mut debounce = Debounce::default();
+        debounce.add("half".into(), Change::Modified, start);
+        debounce.add("done".into(), Change::Complete, start);
+        debounce.rescan(start, Duration::ZERO);
 
-        let work = pending.take(start).unwrap();
+        let work = debounce.take(start).unwrap();
 
         assert_eq!((work.paths, work.unfinished), (None, paths(&["half"])));
     }
@@ -213,12 +213,12 @@ mod tests {
     #[test]
     fn floods_become_one_rescan() {
         let start = Instant::now();
-        let mut pending = Pending::default();
+        let mut debounce = Debounce::default();
         for number in 0..100_000 {
-            pending.add(number.to_string().into(), Change::Modified, start);
-            assert!(pending.paths.len() <= PATHS);
+            debounce.add(number.to_string().into(), Change::Modified, start);
+            assert!(debounce.paths.len() <= PATHS);
         }
 
-        assert_eq!(pending.take(start + QUIET).unwrap().paths, None);
+        assert_eq!(debounce.take(start + QUIET).unwrap().paths, None);
     }
 }
