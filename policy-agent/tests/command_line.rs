@@ -338,3 +338,29 @@ fn a_reader_that_has_gone_is_no_error() {
 
     assert!(status.success());
 }
+
+#[test]
+fn lint_takes_one_file_of_any_name() {
+    let directory = directory(&[("base.yaml", BASE), ("broken.txt", BROKEN)]);
+    let lint = |name: &str| {
+        let file = directory.path().join(name);
+        run(&["lint", file.to_str().unwrap(), "-o", "json"])
+    };
+
+    let (good, _, remarks) = lint("base.yaml");
+    let (broken, findings, _) = lint("broken.txt");
+    let (absent, _, reason) = lint("absent.yaml");
+
+    assert_eq!((good, broken, absent), (0, 1, 1), "{remarks}{reason}");
+    let errors: Vec<_> = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["severity"] == "error")
+        .collect();
+    assert!(
+        errors[0]["file"].as_str().unwrap().ends_with("broken.txt"),
+        "{findings}"
+    );
+    assert!(reason.contains("absent.yaml"), "{reason}");
+}

@@ -15,7 +15,7 @@ use crate::source::{Detail, Finding, Loaded, SourceState, kubernetes, load};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LintArguments {
-    /// Directory of manifests.
+    /// Directory of manifests, or one file.
     #[arg(required_unless_present = "source")]
     directory: Option<String>,
     /// Looks at a cluster instead: kubernetes:KUBECONFIG, or kubernetes inside of one.

@@ -16,7 +16,7 @@ use super::directory::{self, Identity, Listing, Signature};
 use super::finding::Finding;
 use super::ledger::{FileChange, Ledger, OBJECTS};
 use super::namespaces::KeptNamespaces;
-use super::read::{Content, FILE_BYTES, ReadFile, Seen, read_all};
+use super::read::{Content, FILE_BYTES, ReadFile, Seen, read_some};
 use super::watch::{self, WatchHandle};
 use super::{Batch, SourceState, is_manifest};
 
@@ -85,15 +85,20 @@ pub struct Loaded {
     pub state: SourceState,
 }
 
-/// Reads a directory once.
+/// Reads a directory, or a single file, once.
 pub fn load(root: &Path, detail: Detail) -> Loaded {
     let mut source = FileSource::open(root, detail);
+    let batch = if root.is_file() {
+        source.load_file()
+    } else {
+        source.load()
+    };
     let Batch {
         updates,
         findings,
         state,
         ..
-    } = source.load();
+    } = batch;
     let mut cluster = Cluster::default();
     for update in updates {
         cluster.apply(update);
@@ -142,6 +147,14 @@ impl FileSource {
             );
             step.updates.extend(gone.updates);
         }
+        self.batch(step.updates, received)
+    }
+
+    /// Reads the file that stands where the directory should.
+    fn load_file(&mut self) -> Batch {
+        let received = Instant::now();
+        let name = Arc::from(self.root.to_string_lossy());
+        let step = self.take_in(&[(name, None)]);
         self.batch(step.updates, received)
     }
 
@@ -334,22 +347,25 @@ impl FileSource {
         let mut updates = BTreeMap::new();
         // Every round reads files that the one before did not: a file comes into force once.
         for _ in 0..8 {
-            let mut changes = Vec::with_capacity(to_read.len());
-            for file in read_all(&to_read) {
-                changes.extend(self.recognise(file));
+            let mut reread = BTreeSet::new();
+            let mut rest = &to_read[..];
+            while !rest.is_empty() {
+                let files = read_some(rest);
+                rest = &rest[files.len()..];
+                let changes: Vec<_> = files
+                    .into_iter()
+                    .filter_map(|file| self.recognise(file))
+                    .collect();
+                step.is_news |= !changes.is_empty();
+                let applied = self.ledger.apply(changes);
+                if updates.is_empty() {
+                    updates = applied.updates;
+                } else {
+                    updates.extend(applied.updates);
+                }
+                reread.extend(applied.reread);
             }
-            step.is_news |= !changes.is_empty();
-            let applied = self.ledger.apply(changes);
-            if updates.is_empty() {
-                updates = applied.updates;
-            } else {
-                updates.extend(applied.updates);
-            }
-            to_read = applied
-                .reread
-                .into_iter()
-                .map(|name| (name, None))
-                .collect();
+            to_read = reread.into_iter().map(|name| (name, None)).collect();
             if to_read.is_empty() {
                 break;
             }

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use towpath_api::Document;
@@ -14,6 +14,8 @@ use super::directory::{DANGLING, Signature, is_dangling, is_recent};
 
 /// Bytes of one file.
 pub(super) const FILE_BYTES: u64 = 8 << 20;
+/// Bytes of texts that are parsed before what was read is entered; a file that begins below it is read whole.
+const BYTES_AT_ONCE: u64 = FILE_BYTES;
 /// Below this number of files one thread is quicker.
 const FEW: usize = 16;
 /// More threads would take the machine from its pods.
@@ -48,26 +50,31 @@ pub(super) struct Seen {
     pub(super) hash: u64,
 }
 
-/// Reads files; the number beside a name is the hash of its last known text. Results are in the order of the
-/// names.
-pub(super) fn read_all(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
+/// Reads files, as many of the first ones as fit into memory at once, and at least one; the number beside a name is the
+/// hash of its last known text. Results are in the order of the names.
+pub(super) fn read_some(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
     let threads = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(THREADS);
-    if names.len() < FEW || threads < 2 {
-        return names.iter().map(|(name, hash)| read(name, *hash)).collect();
-    }
     let next = AtomicUsize::new(0);
+    let parsed = AtomicU64::new(0);
     let work = || {
         let mut files = Vec::new();
         loop {
+            // Whoever takes a number reads that file, so those that were read are the first ones.
+            if parsed.load(Ordering::Relaxed) >= BYTES_AT_ONCE {
+                return files;
+            }
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some((name, hash)) = names.get(index) else {
                 return files;
             };
-            files.push((index, read(name, *hash)));
+            files.push((index, read(name, *hash, &parsed)));
         }
     };
+    if names.len() < FEW || threads < 2 {
+        return work().into_iter().map(|(_, file)| file).collect();
+    }
     let mut files: Vec<_> = std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut files = work();
@@ -83,7 +90,7 @@ pub(super) fn read_all(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
     files.into_iter().map(|(_, file)| file).collect()
 }
 
-fn read(name: &Arc<str>, known: Option<u64>) -> ReadFile {
+fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
     let content = match read_bytes(Path::new(&**name)) {
         Ok(Ok((metadata, bytes))) => {
             let hash = hash(&bytes);
@@ -94,7 +101,10 @@ fn read(name: &Arc<str>, known: Option<u64>) -> ReadFile {
             if bytes.trim_ascii().is_empty() {
                 Content::Empty(seen)
             } else {
-                let documents = (known != Some(hash)).then(|| towpath_api::read(name, &bytes));
+                let documents = (known != Some(hash)).then(|| {
+                    parsed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    towpath_api::read(name, &bytes)
+                });
                 Content::Documents(seen, documents)
             }
         }
@@ -134,4 +144,36 @@ fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_files_are_not_in_memory_all_at_once() {
+        const COUNT: usize = FEW + 2;
+        let directory = tempfile::tempdir().unwrap();
+        let comment = "#".repeat(usize::try_from(BYTES_AT_ONCE / 2).unwrap());
+        let files: Vec<(Arc<str>, Option<u64>)> = (0..COUNT)
+            .map(|number| {
+                let path = directory.path().join(format!("{number:02}.yaml"));
+                fs::write(&path, format!("{comment}\n")).unwrap();
+                (path.to_str().unwrap().into(), None)
+            })
+            .collect();
+
+        let few = read_some(&files[..FEW - 1]).len();
+        let mut names = Vec::new();
+        let mut rest = &files[..];
+        while !rest.is_empty() {
+            let read = read_some(rest);
+            assert!((1..=1 + THREADS).contains(&read.len()), "{}", read.len());
+            rest = &rest[read.len()..];
+            names.extend(read.into_iter().map(|file| file.name));
+        }
+
+        assert_eq!(few, 2);
+        assert!(names.iter().eq(files.iter().map(|(name, _)| name)));
+    }
 }
