@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 use towpath_runtime::process::Memory;
+use tracing::{info, warn};
 
 use super::event::Question;
 use super::graph::GraphThread;
@@ -16,10 +17,11 @@ use crate::layout::Enforcement;
 impl GraphThread {
     pub(super) fn answer(&self, question: Question) {
         let (cluster, node) = (self.graph.cluster(), self.node.as_str());
+        let foreign = &self.foreign_ports;
         match question {
             Question::Status(to) => tell(to, self.status()),
-            Question::Endpoints(to) => tell(to, views::endpoints(cluster, node)),
-            Question::Policies(to) => tell(to, views::policies(cluster, node)),
+            Question::Endpoints(to) => tell(to, views::endpoints(cluster, node, foreign)),
+            Question::Policies(to) => tell(to, views::policies(cluster, node, foreign)),
             Question::Classes(to) => tell(to, views::classes(&self.graph.tables())),
             Question::Denied(to) => tell(to, self.denied.report()),
         }
@@ -51,6 +53,7 @@ impl GraphThread {
             enforcement: self.enforcement,
             enforced: awaited.is_empty() && self.enforcement == Enforcement::Enforce,
             awaited,
+            warnings: self.strangeness().into_iter().collect(),
             in_sync: self.is_in_sync,
             commits: Commits {
                 last_seconds_ago: self
@@ -59,7 +62,7 @@ impl GraphThread {
                 ..self.commits.clone()
             },
             latency: self.latencies.report(),
-            endpoints: views::endpoint_counts(cluster, &self.node),
+            endpoints: views::endpoint_counts(cluster, &self.node, &self.foreign_ports),
             policies: cluster.policies.len(),
             classes: self.graph.class_count(),
             nodes: cluster.nodes.len(),
@@ -74,11 +77,32 @@ impl GraphThread {
         }
     }
 
+    /// What is odd about this node, once the source is known.
+    fn strangeness(&self) -> Option<String> {
+        let (cluster, node) = (self.graph.cluster(), self.node.as_str());
+        self.is_in_sync
+            .then(|| views::strangeness(cluster, node, &self.foreign_ports))
+            .flatten()
+    }
+
+    /// Says once that no object speaks of this node, and once that one does.
+    pub(super) fn look_for_this_node(&mut self) {
+        let found = self.strangeness();
+        if found.is_some() == self.is_stranger {
+            return;
+        }
+        self.is_stranger = found.is_some();
+        match found {
+            Some(reason) => warn!(node = self.node, "{reason}"),
+            None => info!(node = self.node, "the source speaks of this node"),
+        }
+    }
+
     /// Sets the metrics that are states, not events.
     pub(super) fn set_gauges(&self) {
         let metrics = &self.parts.metrics;
         let cluster = self.graph.cluster();
-        let counts = views::endpoint_counts(cluster, &self.node);
+        let counts = views::endpoint_counts(cluster, &self.node, &self.foreign_ports);
         for state in EndpointState::ALL {
             metrics.set_endpoints(state.label(), count_of(counts, state));
         }

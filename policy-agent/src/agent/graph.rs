@@ -22,6 +22,7 @@ use super::cni::Cni;
 use super::config::Config;
 use super::denied::DeniedFlows;
 use super::event::{ApplierNews, Event, SourceChange};
+use super::foreign_ports::ForeignPorts;
 use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
 use super::link::LinkControl;
@@ -79,12 +80,15 @@ pub(super) struct GraphThread {
     tick_at: Instant,
     networks: Vec<IpNet>,
     pub(super) host: HostFacts,
+    pub(super) foreign_ports: ForeignPorts,
     pub(super) problems: Vec<Problem>,
     pub(super) denied: DeniedFlows,
     pub(super) latencies: Latencies,
     pub(super) commits: Commits,
     pub(super) last_commit: Option<Instant>,
     pub(super) is_in_sync: bool,
+    /// Whether it was said that no object speaks of this node.
+    pub(super) is_stranger: bool,
     /// Whether what the layout depends on may have changed.
     are_facts_stale: bool,
     facts: NodeFacts,
@@ -124,12 +128,14 @@ impl GraphThread {
             tick_at: now + TICK,
             networks: Vec::new(),
             host: HostFacts::default(),
+            foreign_ports: ForeignPorts::default(),
             problems: Vec::new(),
             denied: DeniedFlows::new(config.denied_flows_kept),
             latencies: Latencies::default(),
             commits: Commits::default(),
             last_commit: None,
             is_in_sync: false,
+            is_stranger: false,
             are_facts_stale: true,
             facts: NodeFacts::default(),
             verify_at: now + config.verify_interval(),
@@ -279,8 +285,11 @@ impl GraphThread {
     fn take_interfaces(&mut self, change: InterfaceChange) {
         let InterfaceChange { updates, host, at } = change;
         self.count(Teller::Interfaces, updates.len(), at);
-        for update in &updates {
-            self.graph.apply(update);
+        // An endpoint may name any interface, and its sources are checked where that has no bridge.
+        self.are_facts_stale |= !updates.is_empty();
+        for update in updates {
+            let update = self.foreign_ports.pass(update, &self.bridges);
+            self.graph.apply(&update);
         }
         self.settle_claims();
         if let Some(host) = host {
@@ -372,10 +381,7 @@ impl GraphThread {
         let mut routed: BTreeSet<InterfaceName> = self.host.routed.clone();
         routed.extend(named.cloned());
         let is_checked = |name: &InterfaceName| !self.spoof_exempt.contains(name);
-        let nodes = cluster
-            .nodes
-            .values()
-            .flat_map(|node| node.addresses.iter().copied());
+        let nodes = cluster.nodes.values().flat_map(NodeFacts::addresses_of);
         NodeFacts {
             pod_interfaces: self.bridges.iter().chain(&routed).cloned().collect(),
             routed_interfaces: routed.into_iter().filter(is_checked).collect(),
@@ -503,6 +509,7 @@ impl GraphThread {
                 self.parts.snapshots.tick(self.graph.cluster(), now);
             }
             self.set_gauges();
+            self.look_for_this_node();
             self.expire_claims(now);
         }
     }

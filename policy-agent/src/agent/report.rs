@@ -26,6 +26,9 @@ pub struct Status {
     pub enforced: bool,
     /// Conditions that do not hold yet, or no longer.
     pub awaited: Vec<Awaited>,
+    /// What holds and hardly is meant, like a node of which no object speaks.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Whether the source has been read whole and can still be read.
     pub in_sync: bool,
     /// The kernel's side.

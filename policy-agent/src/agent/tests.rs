@@ -1,5 +1,7 @@
 //! The graph thread through its channels: events in, tables of a fake kernel and answers out.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::mpsc::SyncSender;
 
@@ -11,7 +13,7 @@ use towpath_core::model::{
     Selector, Subject, Tier, Update,
 };
 use towpath_dataplane::link::{Awake, Sleeper};
-use towpath_dataplane::nft::{Backend, FakeKernel, Operation, Transaction};
+use towpath_dataplane::nft::{Backend, FakeKernel, Operation, SetKey, Transaction, Value};
 
 use super::event::{Question, SourceChange};
 use super::interfaces::{HostFacts, InterfaceChange};
@@ -354,4 +356,155 @@ fn a_thread_that_panics_ends_the_agent() {
         outcome,
         Err(AgentError::Panicked { name: "link" })
     ));
+}
+
+/// The other node's share of pod addresses; its objects tell one address of its own.
+fn other_node() -> Update {
+    Update::Upsert(Object::Node(Node {
+        name: "node-b".into(),
+        labels: Labels::default(),
+        addresses: vec!["192.0.2.2".parse().unwrap()],
+        pod_cidrs: vec![
+            "10.244.2.0/24".parse().unwrap(),
+            "fd00:2::/64".parse().unwrap(),
+            "10.244.3.7/32".parse().unwrap(),
+        ],
+    }))
+}
+
+/// A node unpacks what is for its bridge, and what is for everybody in its pod network.
+#[test]
+fn addresses_that_another_node_takes_for_its_own_are_no_targets_of_encapsulation() {
+    let running = start();
+    let mut updates = source();
+    updates.retain(|update| !matches!(update, Update::Upsert(Object::Node(_))));
+    updates.push(other_node());
+
+    running.tell_source(updates, Ok(()));
+    running.tell_interfaces(interface());
+    running.settled(0);
+
+    let mut kernel = running.kernel.clone();
+    let mut found = |version| {
+        let set = SetId::NodeAddresses(version);
+        let elements = kernel.elements(&set.table().table(), &set.name()).unwrap();
+        elements
+            .into_iter()
+            .flatten()
+            .map(|element| element.key)
+            .collect::<BTreeSet<_>>()
+    };
+    let key = |text: &str| {
+        SetKey::Exact(vec![match text.parse().unwrap() {
+            IpAddr::V4(address) => Value::Ipv4(address),
+            IpAddr::V6(address) => Value::Ipv6(address),
+        }])
+    };
+    let expected = ["192.0.2.2", "10.244.2.0", "10.244.2.1", "10.244.2.255"];
+    assert_eq!(found(IpVersion::V4), expected.map(key).into());
+    assert_eq!(
+        found(IpVersion::V6),
+        ["fd00:2::", "fd00:2::1"].map(key).into()
+    );
+    running.end().unwrap();
+}
+
+/// A virtual machine whose manifest names its interface.
+fn machine() -> Update {
+    Update::Upsert(Object::Endpoint(Endpoint {
+        id: EndpointId {
+            kind: EndpointKind::WorkloadEndpoint,
+            namespace: "shop".into(),
+            name: "vm".into(),
+        },
+        uid: None,
+        labels: Labels::default(),
+        node: None,
+        addresses: vec!["10.9.0.5".parse().unwrap()],
+        ports: Vec::new(),
+        host_network: false,
+        lifecycle: Lifecycle::Live,
+        interface: Some("tap5".parse().unwrap()),
+        mac: Some(MacAddress([2, 0, 0, 0, 0, 9])),
+    }))
+}
+
+fn tap(bridge: Option<&str>) -> Vec<Update> {
+    vec![Update::Upsert(Object::Interface(ObservedInterface {
+        index: 9,
+        name: "tap5".parse().unwrap(),
+        bridge: bridge.map(|name| name.parse().unwrap()),
+        mac: None,
+        addresses: Vec::new(),
+    }))]
+}
+
+#[test]
+fn an_interface_that_an_endpoint_names_is_checked_when_it_comes_later() {
+    let running = start();
+    let mut updates = source();
+    updates.push(machine());
+    running.tell_source(updates, Ok(()));
+    running.tell_interfaces(interface());
+    let before = running.settled(0).commits.generation;
+
+    // The facts of the host are the same, so they are not told again.
+    let (updates, host, at) = (tap(None), None, Instant::now());
+    running.tell(Event::Interfaces(InterfaceChange { updates, host, at }));
+    running.settled(before);
+
+    assert_eq!(running.elements(INGRESS_STATE), 2);
+    assert_eq!(running.elements(SetId::RoutedInterfaces), 1);
+    assert_eq!(running.elements(SetId::PodInterfaces), 2);
+    running.end().unwrap();
+}
+
+/// On such a bridge nothing checks the source of a frame.
+#[test]
+fn a_port_of_a_bridge_that_is_no_pod_bridge_stays_closed_and_says_what_to_do() {
+    let running = start();
+    let mut updates = source();
+    updates.push(machine());
+    running.tell_source(updates, Ok(()));
+    running.tell_interfaces([interface(), tap(Some("br9"))].concat());
+    let status = running.settled(0);
+    let closed = running.elements(INGRESS_STATE);
+    let (to, answer) = oneshot::channel();
+    running.tell(Event::Ask(Question::Endpoints(to)));
+    let endpoints = answer.blocking_recv().unwrap();
+
+    running.tell_interfaces(tap(Some("cni0")));
+    let moved = running.settled(status.commits.generation);
+    let opened = running.elements(INGRESS_STATE);
+    running.tell_interfaces(tap(Some("br9")));
+    running.settled(moved.commits.generation);
+
+    let reason =
+        "tap5 is a port of br9, which is no pod bridge; add br9 to podBridges (--pod-bridge)";
+    assert_eq!(
+        endpoints.iter().find_map(|found| found.reason.as_deref()),
+        Some(reason)
+    );
+    assert_eq!(status.endpoints.waiting_for_interface, 1);
+    assert_eq!((closed, opened, running.elements(INGRESS_STATE)), (1, 2, 1));
+    running.end().unwrap();
+}
+
+#[test]
+fn a_node_of_which_no_object_speaks_is_warned_of() {
+    let running = start();
+    running.tell_source(vec![other_node()], Err("not read whole"));
+    let early = running.status();
+    running.tell_source(Vec::new(), Ok(()));
+    let stranger = running.status();
+    running.tell_source(source(), Ok(()));
+    let known = running.status();
+
+    let warning = "no Node and no pod of the source is of node node-a, so every pod here is closed; \
+                   the source has Nodes like node-b; check --node";
+    assert_eq!(
+        [early.warnings, stranger.warnings, known.warnings],
+        [vec![], vec![warning.to_owned()], vec![]]
+    );
+    running.end().unwrap();
 }

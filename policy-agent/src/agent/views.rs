@@ -10,6 +10,7 @@ use towpath_core::model::{
 };
 use towpath_core::tables::{ClassId, Tables};
 
+use super::foreign_ports::ForeignPorts;
 use super::report::{self, EndpointCounts, EndpointState};
 
 /// Who claims an address: the live workloads that list it and the interfaces that show it.
@@ -23,14 +24,16 @@ struct Claims<'a> {
 struct Local<'a> {
     cluster: &'a Cluster,
     node: &'a str,
+    foreign: &'a ForeignPorts,
     claims: FxHashMap<IpAddr, Claims<'a>>,
 }
 
 impl<'a> Local<'a> {
-    fn new(cluster: &'a Cluster, node: &'a str) -> Self {
+    fn new(cluster: &'a Cluster, node: &'a str, foreign: &'a ForeignPorts) -> Self {
         let mut local = Self {
             cluster,
             node,
+            foreign,
             claims: FxHashMap::default(),
         };
         for interface in cluster.interfaces.values() {
@@ -66,7 +69,7 @@ impl<'a> Local<'a> {
     /// Live workloads of this node. One of our own kind without a node belongs where its address is seen.
     fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
         let node = self.node;
-        let interfaces = &self.cluster.interfaces;
+        let (interfaces, foreign) = (&self.cluster.interfaces, self.foreign);
         let seen: FxHashSet<IpAddr> = interfaces
             .values()
             .flat_map(|interface| interface.addresses.iter().copied())
@@ -84,10 +87,9 @@ impl<'a> Local<'a> {
                             .addresses
                             .iter()
                             .any(|address| seen.contains(address))
-                            || endpoint
-                                .interface
-                                .as_ref()
-                                .is_some_and(|i| names.contains(i.as_str())))
+                            || endpoint.interface.as_ref().is_some_and(|name| {
+                                names.contains(name.as_str()) || foreign.bridge_of(name).is_some()
+                            }))
                 }
             };
             is_here && endpoint.is_workload()
@@ -127,7 +129,12 @@ impl<'a> Local<'a> {
         }
         if let Some(wanted) = &endpoint.interface {
             let Some(found) = interface else {
-                let reason = format!("there is no interface {wanted}");
+                let reason = match self.foreign.bridge_of(wanted) {
+                    Some(bridge) => format!(
+                        "{wanted} is a port of {bridge}, which is no pod bridge; add {bridge} to podBridges (--pod-bridge)"
+                    ),
+                    None => format!("there is no interface {wanted}"),
+                };
                 return (EndpointState::WaitingForInterface, Some(reason), None);
             };
             if found.bridge.is_some() && endpoint.mac.or(found.mac).is_none() {
@@ -180,8 +187,12 @@ impl<'a> Local<'a> {
 }
 
 /// How many endpoints of this node are in which state.
-pub(super) fn endpoint_counts(cluster: &Cluster, node: &str) -> EndpointCounts {
-    let local = Local::new(cluster, node);
+pub(super) fn endpoint_counts(
+    cluster: &Cluster,
+    node: &str,
+    foreign: &ForeignPorts,
+) -> EndpointCounts {
+    let local = Local::new(cluster, node, foreign);
     let mut counts = EndpointCounts::default();
     for endpoint in local.endpoints() {
         let count = match local.state(endpoint).0 {
@@ -196,9 +207,34 @@ pub(super) fn endpoint_counts(cluster: &Cluster, node: &str) -> EndpointCounts {
     counts
 }
 
+/// What is odd when no object of the source speaks of this node: then every pod here is closed, as an unknown one.
+pub(super) fn strangeness(cluster: &Cluster, node: &str, foreign: &ForeignPorts) -> Option<String> {
+    if cluster.nodes.contains_key(node) {
+        return None;
+    }
+    let local = Local::new(cluster, node, foreign);
+    if local.endpoints().next().is_some() {
+        return None;
+    }
+    let mut known: Vec<&str> = cluster.nodes.keys().map(|name| name.as_str()).collect();
+    known.sort_unstable();
+    known.truncate(3);
+    let known = match known.as_slice() {
+        [] => "the source has no Node".to_owned(),
+        names => format!("the source has Nodes like {}", names.join(", ")),
+    };
+    Some(format!(
+        "no Node and no pod of the source is of node {node}, so every pod here is closed; {known}; check --node"
+    ))
+}
+
 /// Endpoints of this node.
-pub(super) fn endpoints(cluster: &Cluster, node: &str) -> Vec<report::Endpoint> {
-    let local = Local::new(cluster, node);
+pub(super) fn endpoints(
+    cluster: &Cluster,
+    node: &str,
+    foreign: &ForeignPorts,
+) -> Vec<report::Endpoint> {
+    let local = Local::new(cluster, node, foreign);
     let describe = |endpoint: &Endpoint| {
         let (state, reason, interface) = local.state(endpoint);
         let name = interface
@@ -264,8 +300,12 @@ fn is_selected(cluster: &Cluster, subject: &Subject, endpoint: &Endpoint) -> boo
 }
 
 /// All policies, in the order in which they decide.
-pub(super) fn policies(cluster: &Cluster, node: &str) -> Vec<report::Policy> {
-    let here: FxHashSet<&EndpointId> = Local::new(cluster, node)
+pub(super) fn policies(
+    cluster: &Cluster,
+    node: &str,
+    foreign: &ForeignPorts,
+) -> Vec<report::Policy> {
+    let here: FxHashSet<&EndpointId> = Local::new(cluster, node, foreign)
         .endpoints()
         .map(|endpoint| &endpoint.id)
         .collect();
@@ -387,7 +427,7 @@ mod tests {
         for update in updates {
             cluster.apply(update);
         }
-        let endpoints = endpoints(&cluster, "here").into_iter();
+        let endpoints = endpoints(&cluster, "here", &ForeignPorts::default()).into_iter();
         endpoints
             .map(|endpoint| (endpoint.name, endpoint.state))
             .collect()
@@ -435,7 +475,7 @@ mod tests {
         cluster.apply(pod("a", "10.0.0.1"));
         cluster.apply(interface(1, "10.0.0.1"));
 
-        let counts = endpoint_counts(&cluster, "here");
+        let counts = endpoint_counts(&cluster, "here", &ForeignPorts::default());
 
         assert_eq!(
             counts,

@@ -106,7 +106,7 @@ fn render(cluster: Cluster, config: &Config) -> Result<Rendered, CommandError> {
     let node_addresses = cluster
         .nodes
         .values()
-        .flat_map(|node| node.addresses.clone())
+        .flat_map(NodeFacts::addresses_of)
         .collect();
     let (on_bridge, routed): (Vec<_>, Vec<_>) = bound
         .iter()

@@ -41,6 +41,12 @@ fn print(status: &Status, output: &mut Output) -> Result<(), CommandError> {
             output.line(&format!("  {}: {}", awaited.condition, awaited.reason))?;
         }
     }
+    if !status.warnings.is_empty() {
+        output.heading("WARNINGS")?;
+        for warning in &status.warnings {
+            output.line(&format!("  {warning}"))?;
+        }
+    }
     if !status.problems.is_empty() {
         output.heading("PROBLEMS")?;
         for problem in &status.problems {

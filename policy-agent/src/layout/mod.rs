@@ -25,8 +25,9 @@ mod set;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use towpath_core::model::{Direction, InterfaceName};
+use towpath_core::model::{Direction, InterfaceName, Node};
 use towpath_core::tables::ProfileId;
 use towpath_dataplane::nft::{
     Chain, Family, Name, Operation, Rule, SetSpec, Table, TableFlags, Transaction,
@@ -105,6 +106,30 @@ pub struct NodeFacts {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Addresses of endpoints of this node that are audited: what policy denies them passes.
     pub audited: BTreeSet<IpAddr>,
+}
+
+impl NodeFacts {
+    /// What a node takes for its own, whether or not its object says so: its addresses, and of each pod network that
+    /// of its bridge, the one of the network (a broadcast address to older kernels, anycast to IPv6 routers) and the
+    /// broadcast address.
+    pub fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> {
+        let of_network = |cidr: &IpNet| {
+            // A network of one or two addresses is of pods only.
+            let is_wide = cidr.max_prefix_len() - cidr.prefix_len() > 1;
+            let [bridge, broadcast] = match cidr {
+                IpNet::V4(cidr) => {
+                    let found = [cidr.hosts().next(), Some(cidr.broadcast())];
+                    found.map(|address| address.map(IpAddr::V4))
+                }
+                // The address of an IPv6 network counts as one of its hosts.
+                IpNet::V6(cidr) => [cidr.hosts().nth(1).map(IpAddr::V6), None],
+            };
+            let found = [Some(cidr.network()), bridge, broadcast];
+            found.into_iter().flatten().filter(move |_| is_wide)
+        };
+        let networks = node.pod_cidrs.iter().flat_map(of_network);
+        node.addresses.iter().copied().chain(networks)
+    }
 }
 
 /// One of our two tables.
