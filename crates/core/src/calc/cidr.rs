@@ -9,7 +9,7 @@ use super::compile::MatcherId;
 use crate::tables::AddressRange;
 
 /// First and last address of a block as numbers, and its family.
-fn bounds(network: &IpNet) -> (bool, u128, u128) {
+pub(super) fn bounds(network: &IpNet) -> (bool, u128, u128) {
     match network {
         IpNet::V4(net) => (
             false,

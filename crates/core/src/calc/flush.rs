@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::cidr::Partition;
-use super::compile::Claimant;
+use super::compile::{Claimant, MatcherId};
 use super::local::{Local, Reader, Resolved};
 use super::matcher::MatcherChanges;
 use super::moves::{Moves, Target};
@@ -41,10 +41,13 @@ impl CalcGraph {
             self.classes.forget(&dropped);
         }
         let gains = self.mark_met(&changes, &mut dirty);
-        let partition = changes
-            .concern_blocks()
-            .then(|| Partition::new(self.matchers.networks()));
-        let rules_change = self.do_rules_change(&next);
+        let refusal = self.change_refused(&changes, &next);
+        dirty.peers.extend(refusal.iter().flatten());
+        let partition = (changes.concern_blocks() || refusal.is_some()).then(|| {
+            let is_taken = |id: MatcherId| self.refused.binary_search(&id).is_err();
+            Partition::new(self.matchers.networks().filter(|(id, ..)| is_taken(*id)))
+        });
+        let rules_change = refusal.is_some() || self.do_rules_change(&next);
         let mut moves = self.find_moves(&dirty, gains, partition.as_ref(), rules_change);
         let mut phases = Vec::new();
         let overlaps = partition
@@ -80,6 +83,20 @@ impl CalcGraph {
                 dirty.locals.insert(*address);
             }
         }
+    }
+
+    /// Looks which blocks are too much now. Returns the addresses in those for which that changes, if any.
+    fn change_refused(
+        &mut self,
+        changes: &MatcherChanges,
+        next: &BTreeMap<IpAddr, Option<Resolved>>,
+    ) -> Option<BTreeSet<IpAddr>> {
+        // While some are refused, who else has them counts as well.
+        if !changes.concern_blocks() && self.refused.is_empty() {
+            return None;
+        }
+        let refused = self.too_much(next);
+        self.refuse(refused)
     }
 
     /// Whether an address that stays gets other rules. Many have the same, which are compared once.
@@ -186,10 +203,13 @@ impl CalcGraph {
         let mut profiles = std::mem::take(&mut self.profiles);
         let mut step = Step::new(&mut profiles);
         let before = self.written_before(next.keys());
+        let mut rewritten = self.sides.refuse(&self.refused, &self.classes);
         if !moves.fresh.is_empty() {
-            let rewritten = self.sides.judge(&moves.fresh, &self.classes);
-            self.rewrite(&mut step, &rewritten, |address| !next.contains_key(address));
+            for (side, before) in self.sides.judge(&moves.fresh, &self.classes) {
+                rewritten.entry(side).or_insert(before);
+            }
         }
+        self.rewrite(&mut step, &rewritten, |address| !next.contains_key(address));
         for (address, local) in next {
             self.replace_local(&mut step, address, local, &before);
         }

@@ -204,6 +204,19 @@ impl Matchers {
         }
     }
 
+    /// The number of a matcher, if it is in use.
+    pub(super) fn number(&self, matcher: &Matcher) -> Option<MatcherId> {
+        self.numbers.get(matcher).copied()
+    }
+
+    /// The block of a network matcher in use, with its holes.
+    pub(super) fn network(&self, id: MatcherId) -> Option<(&IpNet, &[IpNet])> {
+        match &*self.entries.get(&id)?.matcher {
+            Matcher::Network { cidr, except } => Some((cidr, except.as_slice())),
+            _ => None,
+        }
+    }
+
     /// The blocks of network matchers.
     pub(super) fn networks(&self) -> impl Iterator<Item = (MatcherId, &IpNet, &[IpNet])> {
         self.entries

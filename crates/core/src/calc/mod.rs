@@ -4,6 +4,7 @@
 //!
 //! 1. the programmed addresses of this node that changed, and the rules that apply to them ([`local`], [`share`]);
 //! 2. from these the matchers in use ([`matcher`]), and the addresses that a new or dropped matcher meets;
+//!    blocks that are too much for one node are refused ([`limit`]);
 //! 3. the signature, and so the class, of every touched address and block ([`class`], [`blocks`]);
 //! 4. the allowed sets ([`compile`], [`side`]) and entries ([`encode`]) where rules or classes changed;
 //! 5. the batches that lead there ([`transition`]).
@@ -18,6 +19,7 @@ mod compile;
 mod encode;
 mod flush;
 mod index;
+mod limit;
 mod local;
 mod matcher;
 mod moves;
@@ -41,7 +43,9 @@ use crate::model::{
 use crate::tables::{Binding, ClassId, Delta, Phase, Tables};
 use blocks::Blocks;
 use class::Classes;
+use compile::MatcherId;
 use index::Index;
+pub use limit::{BLOCK_ENTRIES, overlap};
 use local::{Local, Reader};
 use matcher::Matchers;
 use pool::Pool;
@@ -71,6 +75,10 @@ pub struct CalcGraph {
     profiles: Profiles,
     pool: Pool,
     pod_networks: BTreeSet<IpNet>,
+    /// Entries of all blocks that are taken.
+    block_entries: usize,
+    /// Matchers whose blocks are too much, sorted.
+    refused: Vec<MatcherId>,
     dirty: Dirty,
 }
 
@@ -103,6 +111,8 @@ impl CalcGraph {
             profiles: Profiles::default(),
             pool: Pool::default(),
             pod_networks: BTreeSet::new(),
+            block_entries: BLOCK_ENTRIES,
+            refused: Vec::new(),
             dirty: Dirty::default(),
         }
     }

@@ -1,5 +1,6 @@
 //! What equal rules make of each class. Endpoints with the same rules in a direction share it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::USED_UP;
 use super::class::{Classes, is_nothing};
-use super::compile::{MatcherId, Signature, allowed};
+use super::compile::{Claimant, MatcherId, Signature, allowed};
 use super::local::Compiled;
 use super::port_space::PortSpace;
 use super::transition::Written;
@@ -16,6 +17,8 @@ use crate::tables::ClassId;
 
 /// So many judgements are kept even if no class needs them at the moment.
 const FEW: usize = 64;
+/// So many matchers in one judgement, and it is not kept.
+const LONG: usize = 64;
 
 /// Number of a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +28,8 @@ pub(super) struct SideId(u32);
 #[derive(Clone, Debug)]
 struct Side {
     rules: Arc<Compiled>,
+    /// Matchers of the rules that are refused: everybody meets them perhaps. Sorted.
+    refused: Claimant,
     /// What class 0 may use.
     base: Arc<PortSpace>,
     /// What the classes may use for which that is not the base.
@@ -41,6 +46,8 @@ struct Side {
 pub(super) struct Sides {
     numbers: FxHashMap<Arc<Compiled>, SideId>,
     known: FxHashMap<SideId, Side>,
+    /// Matchers that are refused, sorted.
+    refused: Vec<MatcherId>,
     last: u32,
 }
 
@@ -55,7 +62,8 @@ impl Sides {
             Entry::Vacant(vacant) => {
                 self.last = self.last.checked_add(1).expect(USED_UP);
                 let id = *vacant.insert(SideId(self.last));
-                self.known.insert(id, Side::new(rules.clone(), classes));
+                let side = Side::new(rules.clone(), &self.refused, classes);
+                self.known.insert(id, side);
                 id
             }
         };
@@ -82,6 +90,28 @@ impl Sides {
     /// What is written of a side.
     pub(super) fn written(&self, id: SideId) -> &Arc<Written> {
         &self.get(id).written
+    }
+
+    /// Takes over which matchers are refused.
+    pub(super) fn refuse(&mut self, refused: &[MatcherId], classes: &Classes) -> Rewritten {
+        let mut rewritten = Rewritten::new();
+        if self.refused == refused {
+            return rewritten;
+        }
+        self.refused = refused.to_vec();
+        for (id, side) in &mut self.known {
+            if side.refused != refused_of(&side.rules, refused) {
+                let new = Side {
+                    users: side.users,
+                    ..Side::new(side.rules.clone(), refused, classes)
+                };
+                let old = std::mem::replace(side, new);
+                if old.written != side.written {
+                    rewritten.insert(*id, old.written);
+                }
+            }
+        }
+        rewritten
     }
 
     /// Judges classes that are new, or mean something else.
@@ -148,10 +178,12 @@ impl Sides {
 
 impl Side {
     /// Judges every class by these rules.
-    fn new(rules: Arc<Compiled>, classes: &Classes) -> Self {
-        let base = Arc::new(allowed(&rules.tiers, &Signature::new()));
+    fn new(rules: Arc<Compiled>, refused: &[MatcherId], classes: &Classes) -> Self {
+        let refused = refused_of(&rules, refused);
+        let base = Arc::new(allowed(&rules.tiers, &vec![refused.clone()]));
         let mut side = Self {
             rules,
+            refused,
             base,
             allowed: BTreeMap::new(),
             judged: FxHashMap::default(),
@@ -183,18 +215,44 @@ impl Side {
         if is_nothing(&asked) {
             return None;
         }
-        if let Some(known) = self.judged.get(&asked) {
+        // A long one is one of many, all different; to keep them takes more than to judge them.
+        let is_long = asked.iter().map(Vec::len).sum::<usize>() > LONG;
+        if let Some(known) = self.judged.get(&asked).filter(|_| !is_long) {
             return Some(known.clone());
         }
-        let allowed = allowed(&self.rules.tiers, &asked);
+        let allowed = allowed(&self.rules.tiers, &self.with_refused(&asked));
         let shared = if allowed == *self.base {
             self.base.clone()
         } else {
             Arc::new(allowed)
         };
-        self.judged.insert(asked, shared.clone());
+        if !is_long {
+            self.judged.insert(asked, shared.clone());
+        }
         Some(shared)
     }
+
+    /// What is refused is met perhaps, whatever a class met of it before.
+    fn with_refused<'s>(&self, asked: &'s Signature) -> Cow<'s, Signature> {
+        if self.refused.is_empty() {
+            return Cow::Borrowed(asked);
+        }
+        let is_refused = |id: MatcherId| self.refused.binary_search(&(id, false)).is_ok();
+        let claimants = asked.iter().map(|claimant| {
+            let rest = claimant.iter().filter(|(id, _)| !is_refused(*id));
+            let mut all: Claimant = rest.chain(&self.refused).copied().collect();
+            all.sort_unstable();
+            all
+        });
+        Cow::Owned(claimants.collect())
+    }
+}
+
+/// The matchers of rules that are refused.
+fn refused_of(rules: &Compiled, refused: &[MatcherId]) -> Claimant {
+    let all = refused.iter();
+    let of_rules = all.filter(|id| rules.matchers.binary_search(id).is_ok());
+    of_rules.map(|id| (*id, false)).collect()
 }
 
 /// The part of a signature that some matchers (sorted) ask for. A claimant that meets none of them still counts: what
