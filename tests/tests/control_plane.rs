@@ -1,9 +1,10 @@
 //! The control plane of the test bed itself: it is real, it is apart from the host, and it comes back.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::json;
-use towpath_tests::cluster::{Alone, ControlPlaneConfig, View};
+use towpath_tests::cluster::{Alone, ControlPlaneConfig, Crowd, View};
 use towpath_tests::{netns, require, tools};
 
 #[test]
@@ -130,4 +131,30 @@ fn watch_since_a_forgotten_version_is_told_to_list_anew() {
 
     let code = answer.body["object"]["code"].as_u64();
     assert!(answer.status == 410 || code == Some(410), "{answer:?}");
+}
+
+#[test]
+fn crowd_is_as_large_as_asked_for_and_every_pod_has_an_address_of_its_own() {
+    require!("kubernetes", Root, KubernetesServers);
+    let alone = Alone::start(&ControlPlaneConfig::default()).unwrap();
+    let crowd = Crowd {
+        nodes: 20,
+        pods: 300,
+        namespaces: 5,
+    };
+
+    crowd.enter(&alone.plane).unwrap();
+
+    let api = alone.plane.api();
+    let count = |path: &str| api.get(path).unwrap()["items"].as_array().unwrap().len();
+    assert_eq!(count("/api/v1/nodes"), 20);
+    let pods = api.get("/api/v1/pods").unwrap();
+    let addresses: BTreeSet<&str> = pods["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|pod| pod["status"]["podIP"].as_str().unwrap())
+        .collect();
+    assert_eq!(addresses.len(), 300);
+    assert_eq!(count("/api/v1/namespaces/crowd-4/pods"), 60);
 }

@@ -56,6 +56,8 @@ impl Api {
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(30)))
             .proxy(None)
+            // Several threads may ask at once.
+            .max_idle_connections_per_host(16)
             .build()
             .new_agent();
         Ok(Self {

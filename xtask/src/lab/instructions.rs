@@ -79,7 +79,7 @@ fn suggestions(lab: &Lab) -> Result<Vec<String>> {
 }
 
 fn suggestions_for_cluster(lab: &Lab, cluster: &Cluster) -> Result<Vec<String>> {
-    let (api, db) = (lab.pod("shop/api")?, lab.pod("shop/db")?);
+    let db = lab.pod("shop/db")?;
     let guest = lab.pod("guest/visitor")?;
     let kubectl = kubectl()?;
     let towpath = program::towpath()?;
@@ -94,13 +94,26 @@ fn suggestions_for_cluster(lab: &Lab, cluster: &Cluster) -> Result<Vec<String>> 
         ))
     };
     let node = lab.node(&db.spec.node)?.namespace.name();
-    Ok(vec![
+    let mut lines = vec![
         format!("export KUBECONFIG={}", cluster.plane.kubeconfig().display()),
         format!("{kubectl} get nodes,pods -A -o wide"),
-        format!("{}   # prints {}", ask(guest)?, db.id()),
-        format!("{kubectl} apply -f examples/demo/   # takes effect at once"),
-        format!("{}   # silence", ask(guest)?),
-        format!("{}   # still prints {}", ask(api)?, db.id()),
+    ];
+    let open = format!("{}   # prints {}", ask(guest)?, db.id());
+    let apply = format!("{kubectl} apply -f examples/demo/   # takes effect at once");
+    let closed = format!("{}   # silence", ask(guest)?);
+    let delete = format!("{kubectl} delete -f examples/demo/");
+    // The demo leaves its policies in force.
+    lines.extend(if lab.manifests.folder().join("shop.yaml").exists() {
+        [closed, delete, open, apply]
+    } else {
+        [open, apply, closed, delete]
+    });
+    lines.extend([
+        format!(
+            "{kubectl} -n shop exec api -- nc -w 2 {} 5432   # prints {} in either case",
+            db.ipv4()?,
+            db.id()
+        ),
         format!(
             "{} simulate --source {}",
             towpath.display(),
@@ -108,9 +121,9 @@ fn suggestions_for_cluster(lab: &Lab, cluster: &Cluster) -> Result<Vec<String>> 
         ),
         format!("{kubectl} -n shop logs db"),
         format!("{kubectl} run web --image={LAB} -- httpd -f -p 80"),
-        format!("{kubectl} delete -f examples/demo/"),
         format!("ip netns exec {node} nft list ruleset"),
-    ])
+    ]);
+    Ok(lines)
 }
 
 /// As short as it can be typed.

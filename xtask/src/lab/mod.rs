@@ -5,12 +5,13 @@ mod instructions;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use towpath_tests::agent::{Agent, AgentOptions};
-use towpath_tests::cluster::{Alone, ControlPlaneConfig};
+use towpath_tests::cluster::{Alone, ControlPlane, ControlPlaneConfig, Crowd};
 use towpath_tests::keeper::remove_everything;
 use towpath_tests::lab::{Lab, LabConfig};
 use towpath_tests::netns;
@@ -40,6 +41,9 @@ pub(crate) enum Verb {
         /// Only a real Kubernetes API server with its controllers, without nodes
         #[arg(long, conflicts_with_all = ["nodes", "no_agents"])]
         control_plane: bool,
+        /// Beside it this many pods, and a node for ten of them, that are objects only
+        #[arg(long, value_name = "PODS", value_parser = clap::value_parser!(u32).range(1..=40_960))]
+        crowd: Option<u32>,
     },
     /// Removes the lab that `lab up` or `demo --keep` left
     Down,
@@ -58,13 +62,15 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Up {
             control_plane: true,
             ipv6,
+            crowd,
             ..
-        } => up_control_plane(*ipv6)?,
+        } => up_control_plane(*ipv6, *crowd)?,
         Verb::Up {
             nodes,
             ipv6,
             no_agents,
             kubernetes,
+            crowd,
             ..
         } => {
             let config = LabConfig {
@@ -76,14 +82,14 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
                     LabConfig::default()
                 }
             };
-            up(&config, !no_agents)?;
+            up(&config, !no_agents, *crowd)?;
         }
         Verb::Down => down()?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
+fn up(config: &LabConfig, with_agents: bool, crowd: Option<u32>) -> Result<()> {
     refuse_second()?;
     setup::install()?;
     if config.kubernetes.is_some() {
@@ -91,19 +97,20 @@ fn up(config: &LabConfig, with_agents: bool) -> Result<()> {
     }
     build_programs()?;
     interrupt::watch()?;
-    let built = build(config, with_agents);
+    let built = build(config, with_agents, crowd);
     interrupt::yield_to_signal();
     let (lab, agents) = built?;
     keep(lab, agents)
 }
 
-fn build(config: &LabConfig, with_agents: bool) -> Result<(Lab, Vec<Agent>)> {
+fn build(config: &LabConfig, with_agents: bool, crowd: Option<u32>) -> Result<(Lab, Vec<Agent>)> {
     if config.kubernetes.is_some() {
         say("starting the cluster: API server, Flannel, kubelets, and six pods");
     }
     let mut lab = Lab::new(config)?;
     interrupt::clean_up_on_signal(lab.run());
     cast::enter(&mut lab)?;
+    enter_crowd(crowd, || Ok(&lab.cluster()?.plane))?;
     let mut agents = Vec::new();
     if with_agents {
         for node in lab.nodes() {
@@ -116,7 +123,7 @@ fn build(config: &LabConfig, with_agents: bool) -> Result<(Lab, Vec<Agent>)> {
     Ok((lab, agents))
 }
 
-fn up_control_plane(ipv6: bool) -> Result<()> {
+fn up_control_plane(ipv6: bool, crowd: Option<u32>) -> Result<()> {
     refuse_second()?;
     setup::install()?;
     setup::install_cluster()?;
@@ -129,6 +136,7 @@ fn up_control_plane(ipv6: bool) -> Result<()> {
     };
     let alone = Alone::start(&config)?;
     interrupt::clean_up_on_signal(alone.run());
+    enter_crowd(crowd, || Ok(&alone.plane))?;
     note(alone.run().prefix(), alone.run().folder())?;
     let kubeconfig = alone.plane.kubeconfig().display();
     let kubectl = instructions::kubectl()?;
@@ -141,6 +149,25 @@ fn up_control_plane(ipv6: bool) -> Result<()> {
         alone.run().prefix(),
     ));
     alone.release()
+}
+
+fn enter_crowd<'a>(
+    pods: Option<u32>,
+    plane: impl FnOnce() -> Result<&'a ControlPlane>,
+) -> Result<()> {
+    let Some(pods) = pods else {
+        return Ok(());
+    };
+    let crowd = Crowd::of(pods);
+    let started = Instant::now();
+    crowd.enter(plane()?)?;
+    say(&format!(
+        "{} nodes, {} namespaces and {pods} pods that are objects only, in {} s",
+        crowd.nodes,
+        crowd.namespaces,
+        started.elapsed().as_secs()
+    ));
+    Ok(())
 }
 
 /// An error when a kept lab is there already.
