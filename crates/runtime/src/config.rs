@@ -31,18 +31,64 @@ pub struct Fault {
     pub message: String,
 }
 
+/// Faults that are kept; more are counted.
+const MOST_FAULTS: usize = 20;
+
+/// The faults of a configuration, in the order of the layers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    kept: Vec<Fault>,
+    more: usize,
+    /// Whether nothing of the file could be read: what seems to be missing may stand in it.
+    pub is_file_unread: bool,
+}
+
+impl Faults {
+    /// Adds one behind the others.
+    pub fn push(&mut self, fault: Fault) {
+        if self.kept.len() < MOST_FAULTS {
+            self.kept.push(fault);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The first ones.
+    pub fn kept(&self) -> &[Fault] {
+        &self.kept
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+}
+
+impl Extend<Fault> for Faults {
+    fn extend<I: IntoIterator<Item = Fault>>(&mut self, faults: I) {
+        faults.into_iter().for_each(|fault| self.push(fault));
+    }
+}
+
 /// Every fault that was found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
-    /// The faults, in the order of the layers.
-    pub faults: Vec<Fault>,
+    /// The faults; there is at least one.
+    pub faults: Faults,
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the configuration has faults")?;
-        for fault in &self.faults {
+        let Faults { kept, more, .. } = &self.faults;
+        match kept.len() + more {
+            1 => f.write_str("the configuration has a fault")?,
+            count => write!(f, "the configuration has {count} faults")?,
+        }
+        for fault in kept {
             write!(f, "\n  {}: {}", fault.place, fault.message)?;
+        }
+        if *more > 0 {
+            write!(f, "\n  and {more} more; correct those above first")?;
         }
         Ok(())
     }
@@ -55,16 +101,19 @@ pub fn layer<C>(
     settings: &[Setting<C>],
     file: Option<&Path>,
     variable: impl Fn(&str) -> Option<String>,
-) -> Vec<Fault> {
-    let mut faults = Vec::new();
+) -> Faults {
+    let mut faults = Faults::default();
     if let Some(path) = file {
         let place = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => faults.extend(layer_text(config, settings, &place, &text)),
-            Err(error) => faults.push(Fault {
-                place,
-                message: format!("cannot read it: {error}"),
-            }),
+            Ok(text) => faults = layer_text(config, settings, &place, &text),
+            Err(error) => {
+                faults.is_file_unread = true;
+                faults.push(Fault {
+                    place,
+                    message: format!("cannot read it: {error}"),
+                });
+            }
         }
     }
     for setting in settings {
@@ -77,13 +126,8 @@ pub fn layer<C>(
 }
 
 /// Lays the text of a configuration file over `config`.
-pub fn layer_text<C>(
-    config: &mut C,
-    settings: &[Setting<C>],
-    name: &str,
-    text: &str,
-) -> Vec<Fault> {
-    let mut faults = Vec::new();
+pub fn layer_text<C>(config: &mut C, settings: &[Setting<C>], name: &str, text: &str) -> Faults {
+    let mut faults = Faults::default();
     if text.trim().is_empty() {
         return faults;
     }
@@ -99,7 +143,9 @@ pub fn layer_text<C>(
                 |at| format!("{name}:{}:{}", at.line(), at.column()),
             );
             let message = error.without_snippet().to_string();
-            return vec![Fault { place, message }];
+            faults.is_file_unread = true;
+            faults.push(Fault { place, message });
+            return faults;
         }
     };
     let mut lines = BTreeMap::new();
@@ -221,7 +267,7 @@ mod tests {
             (name == "X_NAME").then(|| "from-variable".to_owned())
         });
 
-        assert_eq!(faults, []);
+        assert_eq!(faults, Faults::default());
         let bridges = vec!["cni0".to_owned(), "br1".to_owned()];
         assert_eq!(
             config,
@@ -240,15 +286,19 @@ mod tests {
 
         let faults = layer_text(&mut config, SETTINGS, "agent.yaml", text);
 
-        let places: Vec<&str> = faults.iter().map(|fault| fault.place.as_str()).collect();
+        let places: Vec<&str> = faults
+            .kept()
+            .iter()
+            .map(|fault| fault.place.as_str())
+            .collect();
         assert_eq!(
             places,
             ["agent.yaml:1:1", "agent.yaml:3:1", "agent.yaml:4:1"]
         );
         assert!(
-            faults[1].message.contains("did you mean \"group\"?"),
+            faults.kept()[1].message.contains("did you mean \"group\"?"),
             "{}",
-            faults[1].message
+            faults.kept()[1].message
         );
         assert_eq!(config.name, "kept");
     }
@@ -259,11 +309,12 @@ mod tests {
 
         let faults = layer_text(&mut config, SETTINGS, "agent.yaml", "- a\n- b\n");
 
-        assert_eq!(faults.len(), 1);
+        assert_eq!(faults.kept().len(), 1);
+        assert!(faults.is_file_unread);
         assert!(
-            faults[0].place.starts_with("agent.yaml:1"),
+            faults.kept()[0].place.starts_with("agent.yaml:1"),
             "{}",
-            faults[0].place
+            faults.kept()[0].place
         );
     }
 
@@ -273,7 +324,7 @@ mod tests {
 
         let faults = layer_text(&mut config, SETTINGS, "agent.yaml", "# nothing\n");
 
-        assert_eq!((faults, config), (vec![], Config::default()));
+        assert_eq!((faults, config), (Faults::default(), Config::default()));
     }
 
     #[test]
@@ -284,7 +335,7 @@ mod tests {
 
         let message = "name: stands twice, first on line 1".to_owned();
         let place = "agent.yaml:2:1".to_owned();
-        assert_eq!(faults, [Fault { place, message }]);
+        assert_eq!(faults.kept(), [Fault { place, message }]);
     }
 
     #[test]
@@ -304,12 +355,28 @@ mod tests {
             group: 12,
             name: "34".to_owned(),
         };
-        assert_eq!((config, faults), (expected, vec![]));
+        assert_eq!((config, faults), (expected, Faults::default()));
 
         let (config, faults) = lay(&[("X_GROUP", ""), ("X_NAME", "")]);
-        assert_eq!((config, faults), (Config::default(), vec![]));
+        assert_eq!((config, faults), (Config::default(), Faults::default()));
 
         let (_, faults) = lay(&[("X_GROUP", "many")]);
-        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert_eq!(faults.kept().len(), 1, "{faults:?}");
+    }
+
+    #[test]
+    fn many_faults_are_counted_and_the_first_ones_told() {
+        let text: String = (0..1_000).map(|key| format!("key{key}: 1\n")).collect();
+
+        let faults = layer_text(&mut Config::default(), SETTINGS, "agent.yaml", &text);
+
+        let told = ConfigError { faults }.to_string();
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(lines.len(), 1 + MOST_FAULTS + 1);
+        assert_eq!(lines[0], "the configuration has 1000 faults");
+        assert_eq!(
+            lines[1 + MOST_FAULTS],
+            "  and 980 more; correct those above first"
+        );
     }
 }

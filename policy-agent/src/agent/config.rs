@@ -278,7 +278,10 @@ impl Config {
         let mut config = Self::default();
         let mut faults = layer(&mut config, SETTINGS, file, variable);
         config.lay_flags(flags);
-        faults.extend(config.missing());
+        // What is missing may stand in a file that could not be read.
+        if !faults.is_file_unread {
+            faults.extend(config.missing());
+        }
         if faults.is_empty() {
             Ok(config)
         } else {
@@ -446,6 +449,7 @@ mod tests {
 
         let places: Vec<&str> = error
             .faults
+            .kept()
             .iter()
             .map(|fault| fault.place.rsplit('/').next().unwrap_or_default())
             .collect();
@@ -459,6 +463,22 @@ mod tests {
             "--source",
         ];
         assert_eq!(places, expected);
+    }
+
+    #[test]
+    fn nothing_is_missing_that_may_stand_in_an_unreadable_file() {
+        let error = load("node: a\nsource: [\n", &[], Flags::default()).unwrap_err();
+
+        let places: Vec<&str> = error
+            .faults
+            .kept()
+            .iter()
+            .map(|fault| fault.place.as_str())
+            .collect();
+        assert!(
+            matches!(places[..], [place] if place.contains("agent.yaml")),
+            "{error}"
+        );
     }
 
     #[test]
