@@ -1,9 +1,9 @@
 //! Local HTTP: probes and metrics on addresses that somebody asked for, control on a unix socket.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -118,8 +118,9 @@ pub async fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
         .filter(|directory| !directory.as_os_str().is_empty())
         && !directory.exists()
     {
-        fs::create_dir_all(directory).map_err(failed)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(failed)?;
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(directory).map_err(failed)?;
     }
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
@@ -131,11 +132,28 @@ pub async fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
                 path: path.to_owned(),
             });
         }
-        fs::remove_file(path).map_err(failed)?;
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    bind_private(path).map_err(failed)
+}
+
+/// Binds where nobody else can enter and moves the socket to its place, in that of a stale one: under its own name it
+/// never has other rights than it should, whatever the process' umask is.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let private = path.with_file_name(format!(".{}", std::process::id()));
+    // Of a process that had our number and did not come to its end.
+    match fs::remove_dir_all(&private) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_) | Ok(()) => {}
+    }
+    DirBuilder::new().mode(0o700).create(&private)?;
+    let socket = private.join("s");
+    let bound = UnixListener::bind(&socket).and_then(|listener| {
+        fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+        fs::rename(&socket, path)?;
+        Ok(listener)
+    });
+    fs::remove_dir_all(&private)?;
+    bound
 }
 
 #[cfg(test)]
@@ -228,6 +246,29 @@ mod tests {
         let second = listen_unix(&socket).await.unwrap_err();
         assert!(matches!(second, ListenError::InUse { .. }), "{second}");
         drop(listener);
+    }
+
+    #[tokio::test]
+    async fn a_socket_appears_with_its_rights_in_a_folder_that_all_may_enter() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+        let socket = directory.path().join("s");
+        let left = directory.path().join(format!(".{}", std::process::id()));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("s"), "of an earlier process").unwrap();
+
+        let listener = listen_unix(&socket).await.unwrap();
+
+        // Bound under another name, and moved when it had its rights.
+        let bound = listener.local_addr().unwrap();
+        assert_eq!(bound.as_pathname(), Some(left.join("s").as_path()));
+        let mode = fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+        let names: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!((mode, names), (0o600, vec!["s".into()]));
+        assert!(UnixStream::connect(&socket).await.is_ok());
     }
 
     #[tokio::test]
