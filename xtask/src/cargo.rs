@@ -21,7 +21,14 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 /// Builds the agent and the lab's prober, which the lab looks for beside this program.
 pub(crate) fn build_programs() -> Result<()> {
     let status = cargo(&["build", "--quiet", "--bins"])
-        .args(["--package", "policy-agent", "--package", "towpath-tests"])
+        .args([
+            "--package",
+            "policy-agent",
+            "--package",
+            "towpath-cni",
+            "--package",
+            "towpath-tests",
+        ])
         .status()
         .context("cannot start cargo")?;
     if !status.success() {
