@@ -99,8 +99,10 @@ impl CommandError {
     /// The exit status for it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Usage(_) | Self::Config(_) | Self::Log(_) => Exit::Usage,
-            Self::Cluster(LoadError::Connect(_)) => Exit::Usage,
+            Self::Usage(_)
+            | Self::Config(_)
+            | Self::Log(_)
+            | Self::Cluster(LoadError::Connect(_)) => Exit::Usage,
             Self::Agent(error) if error.is_misconfigured() => Exit::Usage,
             Self::Cluster(LoadError::Refused(_)) => Exit::Refused,
             Self::Agent(error) if error.is_unsupported() => Exit::Unsupported,

@@ -137,7 +137,7 @@ impl Collection {
         let Some(version) = self.listing.take() else {
             return Vec::new();
         };
-        let is_gone = |(name, entry): &(&Box<str>, &Entry)| {
+        let is_gone = |name: &str, entry: &Entry| {
             entry.seen != self.lists
                 && entry.version <= version
                 && self.floor(self.resource.partition(name)) <= version
@@ -145,7 +145,7 @@ impl Collection {
         let gone: Vec<Box<str>> = self
             .entries
             .iter()
-            .filter(is_gone)
+            .filter(|(name, entry)| is_gone(name, entry))
             .map(|(name, _)| name.clone())
             .collect();
         self.is_listed = true;
@@ -229,13 +229,12 @@ impl Collection {
             "" => Bound::Unbounded,
             partition => Bound::Included(partition),
         };
-        let is_in = move |name: &&Box<str>| resource.partition(name) == partition;
         // Names of `a-b` stand between those of `a`, but all of `a` begin with it.
         self.entries
             .range::<str, _>((first, Bound::Unbounded))
             .map(|(name, _)| name)
             .take_while(move |name| name.starts_with(partition))
-            .filter(is_in)
+            .filter(move |name| resource.partition(name) == partition)
     }
 
     /// The API server does not know the kind. `None` while that is not certain, else what is gone.

@@ -1,5 +1,6 @@
 //! Requests to the API server: where it is, who we are, and what its answers mean. No retries here.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ impl Failure {
             Self::Status {
                 retry_after: Some(after),
                 ..
-            } => (*after).min(Duration::from_secs(60)),
+            } => (*after).min(Duration::from_mins(1)),
             _ => Duration::ZERO,
         }
     }
@@ -482,7 +483,7 @@ fn read_event(resource: Resource, line: &[u8]) -> Result<Event, Failure> {
     }
 }
 
-/// A kind as a ClusterRole names it.
+/// A kind as a `ClusterRole` names it.
 fn right(resource: Resource) -> String {
     match resource.kind().api_version().split_once('/') {
         Some((group, _)) => format!("{}.{group}", resource.plural()),
@@ -497,7 +498,8 @@ fn encode(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            // Writing to a String cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded

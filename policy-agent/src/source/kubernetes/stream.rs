@@ -140,8 +140,7 @@ impl List {
         self.text = match (self.text, byte) {
             (Text::Inside, b'"') => Text::Outside,
             (Text::Inside, b'\\') => Text::Escaped,
-            (Text::Inside | Text::Escaped, _) => Text::Inside,
-            (Text::Outside, b'"') => Text::Inside,
+            (Text::Inside | Text::Escaped, _) | (Text::Outside, b'"') => Text::Inside,
             (Text::Outside, b'{' | b'[') => {
                 self.depth = self.depth.saturating_add(1);
                 if byte == b'[' && self.depth == 2 && self.is_at_items() {

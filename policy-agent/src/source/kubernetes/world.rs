@@ -20,6 +20,10 @@ use crate::source::{Finding, KeptNamespaces, SourceState};
 
 /// What the shell has heard.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "at most a queue of them is there"
+)]
 pub(super) enum Input {
     /// A page of a list.
     Page(Resource, Page),
@@ -50,6 +54,10 @@ pub(super) struct Page {
 
 /// An event of a watch.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "they are moved once; most are of the large kind"
+)]
 pub(super) enum Event {
     /// An object is there, in this version.
     There(Item),
@@ -186,7 +194,7 @@ impl World {
 
     /// Whether everything is known.
     pub(super) fn state(&self) -> SourceState {
-        let failing = self.trouble.values().chain(self.read_trouble.values());
+        let mut failing = self.trouble.values().chain(self.read_trouble.values());
         let unlisted = || {
             let is_unlisted = |resource: &Resource| {
                 let collection = self.collections.get(resource);
@@ -199,7 +207,7 @@ impl World {
                 .collect();
             (!names.is_empty()).then(|| format!("not listed yet: {}", names.join(", ")))
         };
-        match failing.cloned().next().or_else(unlisted) {
+        match failing.next().cloned().or_else(unlisted) {
             Some(reason) => SourceState::NotInSync { reason },
             None => SourceState::InSync,
         }
