@@ -1,9 +1,10 @@
 //! What could make millions of elements, and must not (edge case 6): sizes, never times.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use smol_str::{SmolStr, format_smolstr};
 use towpath_core::calc::CalcGraph;
 use towpath_core::evaluate::{Evaluator, Flow};
@@ -128,6 +129,108 @@ fn world(classes: u32) -> CalcGraph {
         ));
     }
     graph
+}
+
+/// Blocks with a hole each, all of them in each other, on a port of their own.
+fn with_holes(everything: &str, hole: impl Fn(u32) -> Vec<IpNet>, count: u32) -> Vec<Rule> {
+    let cidr: IpNet = everything.parse().expect("a block");
+    let rule = |index: u32| {
+        let port = 1 + u16::try_from(index).expect("few rules");
+        Rule {
+            name: None,
+            action: Action::Accept,
+            peers: Peers::Of(vec![Peer::Network {
+                cidr,
+                except: hole(index),
+            }]),
+            ports: ports(Protocol::Tcp, [(port, port)]),
+        }
+    };
+    (0..count).map(rule).collect()
+}
+
+/// The whole of IPv6 but for some addresses far apart.
+fn scattered(index: u32) -> Vec<IpNet> {
+    let address = |hole: u32| Ipv6Addr::from_bits(u128::from(index * 1_000 + hole + 1) << 90 | 1);
+    (0..1_000)
+        .map(|hole| IpAddr::from(address(hole)).into())
+        .collect()
+}
+
+fn in_namespace(name: &str, rules: Vec<Rule>) -> Update {
+    Update::Upsert(Object::Policy(Policy {
+        id: PolicyId {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: name.into(),
+            name: "blocks".into(),
+        },
+        tier: Tier::NETWORK_POLICY,
+        order: 0,
+        subject: Subject {
+            namespaces: NamespaceMatch::Is(name.into()),
+            pods: Selector::everything(),
+        },
+        ingress: Some(rules),
+        egress: None,
+        invalid: None,
+    }))
+}
+
+#[test]
+fn a_hole_costs_a_range_and_not_as_many_blocks_as_an_address_has_bits() {
+    let mut graph = world(0);
+    graph.apply(&in_namespace("team", with_holes("::/0", scattered, 2)));
+
+    graph.flush();
+
+    let ranges = graph.tables().cidr_class.len();
+    assert!((2_000..=4_001).contains(&ranges), "{ranges} ranges");
+    assert_eq!(graph.refused(), Vec::<&PolicyId>::new());
+}
+
+#[test]
+fn blocks_that_overlap_too_much_are_refused_by_name_and_those_of_others_are_not() {
+    let hole = |index: u32| vec![IpAddr::from(Ipv4Addr::from_bits(0x0b00_0001 + 2 * index)).into()];
+    let mut graph = world(0).with_block_entries(5_000);
+    graph.apply(&Update::Upsert(Object::Namespace(Namespace {
+        name: "other".into(),
+        labels: [("team", "other")].into_iter().collect(),
+    })));
+    let mut other = pod(200, "here", ("on", "here".into()));
+    if let Update::Upsert(Object::Endpoint(endpoint)) = &mut other {
+        endpoint.id.namespace = "other".into();
+    }
+    graph.apply(&other);
+    graph.apply(&interface(200));
+    graph.apply(&in_namespace("other", with_holes("0.0.0.0/0", hole, 3)));
+    graph.apply(&in_namespace("team", with_holes("0.0.0.0/0", hole, 100)));
+    let outside = IpAddr::from([192, 0, 2, 1]);
+    let verdict = |graph: &CalcGraph, endpoint| {
+        let tables = graph.tables();
+        tables.judge(Direction::Ingress, address(endpoint), outside, 6, 1)
+    };
+
+    graph.flush();
+
+    let named: Vec<String> = graph.refused().iter().map(ToString::to_string).collect();
+    assert_eq!(named, ["NetworkPolicy team/blocks"]);
+    assert_eq!(
+        verdict(&graph, 1),
+        Judgement::Decided(Verdict::Allow),
+        "a block of both"
+    );
+    assert_eq!(verdict(&graph, 200), Judgement::Decided(Verdict::Allow));
+    let last = graph
+        .tables()
+        .judge(Direction::Ingress, address(1), outside, 6, 100);
+    assert_eq!(last, Judgement::Decided(Verdict::Deny));
+    assert!(graph.tables().cidr_class.len() < 20);
+
+    graph.apply(&in_namespace("team", with_holes("0.0.0.0/0", hole, 20)));
+    graph.flush();
+
+    assert_eq!(graph.refused(), Vec::<&PolicyId>::new());
+    assert_eq!(verdict(&graph, 1), Judgement::Decided(Verdict::Allow));
 }
 
 /// The most hash entries that one endpoint has on ingress.

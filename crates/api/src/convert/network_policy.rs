@@ -1,9 +1,11 @@
 //! `networking.k8s.io/v1` `NetworkPolicy`.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use smol_str::SmolStr;
+use towpath_core::calc::overlap;
 use towpath_core::model::{
     Action, NamespaceMatch, Object, Peer, Peers, Policy, PolicyId, PolicyKind, PortMatch, Ports,
     Protocol, Rule, Selector, Subject, Tier,
@@ -109,6 +111,9 @@ fn read_spec(field: &Field<'_>, namespace: &SmolStr) -> Spec {
     let (Some(ingress), Some(egress), None | Some(Some(_))) = (ingress, egress, types) else {
         return Spec { pods, rules: None };
     };
+    if !overlaps_little(&spec, &ingress, &egress) {
+        return Spec { pods, rules: None };
+    }
     let (has_ingress, has_egress) = match types.flatten() {
         // API default: Ingress, and Egress if there is an egress rule.
         None | Some((false, false)) => (true, !egress.is_empty()),
@@ -125,6 +130,35 @@ fn read_spec(field: &Field<'_>, namespace: &SmolStr) -> Spec {
         pods,
         rules: Some(rules),
     }
+}
+
+/// Whether the blocks of all rules are within the limit; if not, that is reported.
+fn overlaps_little(spec: &Fields<'_>, ingress: &[Rule], egress: &[Rule]) -> bool {
+    let peers = ingress
+        .iter()
+        .chain(egress)
+        .flat_map(|rule| match &rule.peers {
+            Peers::Of(peers) => peers.as_slice(),
+            Peers::Any => &[],
+        });
+    // Those that are equal are one.
+    let blocks: BTreeSet<(&IpNet, &[IpNet])> = peers
+        .filter_map(|peer| match peer {
+            Peer::Network { cidr, except } => Some((cidr, except.as_slice())),
+            _ => None,
+        })
+        .collect();
+    if overlap(blocks.into_iter()) <= limits::OVERLAP {
+        return true;
+    }
+    let place = spec.get("egress").filter(|_| !egress.is_empty());
+    if let Some(field) = place.or_else(|| spec.get("ingress")) {
+        field.error(
+            "too many ipBlocks of the policy lie in each other, each with holes of its own",
+            "put the holes that rules have in common into one ipBlock, or allow the blocks between them",
+        );
+    }
+    false
 }
 
 /// Remarks on a direction that may not mean what it seems to.

@@ -222,6 +222,33 @@ fn selectors_and_conditions_are_limited() {
 }
 
 #[test]
+fn blocks_with_holes_in_each_other_are_limited_and_those_beside_each_other_are_not() {
+    let rules = |count: u32, block: fn(std::net::Ipv4Addr) -> String| {
+        let address = |n: u32| std::net::Ipv4Addr::from_bits(0x0b00_0001 + 2 * n);
+        let rules: Vec<String> = (0..count)
+            .map(|n| format!("{{from: [{{ipBlock: {}}}]}}", block(address(n))))
+            .collect();
+        policy(&format!("{{ingress: [{}]}}", rules.join(", ")))
+    };
+    let hole = |address| format!("{{cidr: 0.0.0.0/0, except: [{address}/32]}}");
+
+    let many = rules(10_000, |address| format!("{{cidr: {address}/32}}"));
+    let equal = rules(10_000, |_| {
+        "{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}".to_owned()
+    });
+    for good in [&many, &equal, &rules(400, hole)] {
+        assert_eq!(good_policy(good).invalid, None);
+    }
+
+    assert_eq!(
+        errors(&rules(600, hole)),
+        [
+            "1 error: spec.ingress: too many ipBlocks of the policy lie in each other, each with holes of its own; put the holes that rules have in common into one ipBlock, or allow the blocks between them"
+        ]
+    );
+}
+
+#[test]
 fn two_thousand_documents_in_a_row_are_fine() {
     let text = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n".repeat(2_000);
 
