@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use smol_str::SmolStr;
+use towpath_core::model::MacAddress;
 
 use crate::source::{Identity, SourceName};
 
@@ -45,6 +46,16 @@ pub enum Conflict {
         owner: SmolStr,
         /// Who has it too.
         taker: SmolStr,
+    },
+    /// Several ports of a bridge show one hardware address. It stays that of the one of which who plugged it in told it, or that
+    /// had it first; without such a one, all are closed.
+    Hardware {
+        /// The hardware address.
+        mac: MacAddress,
+        /// Whose it stays.
+        owner: Option<SmolStr>,
+        /// The others.
+        closed: Vec<SmolStr>,
     },
 }
 
@@ -91,6 +102,19 @@ impl fmt::Display for Conflict {
                 formatter,
                 "{taker} has {address} too, which is that of {owner}; it is not let in with it"
             ),
+            Self::Hardware { mac, owner, closed } => {
+                let closed = closed.join(" and ");
+                match owner {
+                    Some(owner) => write!(
+                        formatter,
+                        "{closed} has {mac} too, which is that of {owner}; it stays closed until it has another"
+                    ),
+                    None => write!(
+                        formatter,
+                        "{mac} is behind {closed}; they stay closed until one is left"
+                    ),
+                }
+            }
         }
     }
 }

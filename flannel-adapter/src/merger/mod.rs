@@ -2,7 +2,8 @@
 //! each other. Does no I/O.
 //!
 //! Interface facts go by the interface's number, identity goes by address. What holds is a function of what the sources see
-//! now, whatever the order in which they told; only the [tombstones](Merger::gone) remember what was.
+//! now, whatever the order in which they told; only the [tombstones](Merger::gone) remember what was, and of a hardware address
+//! that nobody told counts who had it first.
 
 mod conflict;
 mod view;
@@ -127,7 +128,7 @@ impl Merger {
 
     /// Looks at everything anew and tells what changed since the last time.
     pub fn refresh(&mut self) -> MergedChanges {
-        let view = view::view(&self.seen, &self.programmed);
+        let view = view::view(&self.seen, &self.programmed, &self.view);
         let before = std::mem::replace(&mut self.view, view);
         self.bury(&before);
         let now = &self.view;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use smol_str::SmolStr;
+use towpath_core::model::MacAddress;
 
 use super::conflict::Conflict;
 use super::{EndpointState, MergedEndpoint, MergedView};
@@ -48,10 +49,13 @@ struct Candidate<'a> {
 ///    such a one, to nobody.
 /// 5. Who it is, the operator says; else all that say anything must agree, or it is closed. Who names no interface tells it
 ///    of the interface that has the address.
-/// 6. It is programmed once the kernel's tables hold all its addresses.
+/// 6. A hardware address that several ports of a bridge show belongs to the one of which who plugged it in told it, the highest
+///    rank first; without such a one, to the one that had it `before`; else to nobody. A pod may give itself any.
+/// 7. It is programmed once the kernel's tables hold all its addresses.
 pub(super) fn view(
     seen: &BTreeMap<SourceName, BTreeMap<SmolStr, Observation>>,
     programmed: &BTreeSet<(u32, IpAddr)>,
+    before: &MergedView,
 ) -> MergedView {
     let mut view = MergedView::default();
     let (mut candidates, by_address) = candidates(seen, &mut view.unmatched);
@@ -82,6 +86,7 @@ pub(super) fn view(
         view.endpoints
             .insert(*index, candidate.endpoint(addresses, identity, state));
     }
+    dispute_hardware(&mut view, &candidates, before);
     view
 }
 
@@ -308,6 +313,53 @@ fn disputed(
         }
     }
     lost
+}
+
+/// Rule 6.
+fn dispute_hardware(
+    view: &mut MergedView,
+    candidates: &BTreeMap<u32, Candidate<'_>>,
+    before: &MergedView,
+) {
+    let mut ports: BTreeMap<(SmolStr, MacAddress), Vec<u32>> = BTreeMap::new();
+    for (index, endpoint) in &view.endpoints {
+        if let (Some(bridge), Some(mac)) = (&endpoint.bridge, endpoint.mac) {
+            ports.entry((bridge.clone(), mac)).or_default().push(*index);
+        }
+    }
+    for ((_, mac), indexes) in ports.into_iter().filter(|(_, indexes)| indexes.len() > 1) {
+        let rank = |index: &u32| {
+            let mut claims = candidates.get(index)?.claims.iter();
+            let telling = claims.find(|claim| claim.is_exact() && claim.seen.mac == Some(mac));
+            telling.map(|claim| claim.source.rank())
+        };
+        let had_it = |index: &u32| {
+            let earlier = before.endpoints.get(index);
+            earlier.is_some_and(|endpoint| endpoint.mac == Some(mac))
+        };
+        let highest = indexes.iter().filter_map(rank).max();
+        let mut owners = indexes.iter().filter(|index| match highest {
+            Some(_) => rank(index) == highest,
+            None => had_it(index),
+        });
+        let owner = match (owners.next(), owners.next()) {
+            (Some(owner), None) => Some(*owner),
+            _ => None,
+        };
+        let mut names = Vec::new();
+        for index in indexes.iter().filter(|index| Some(**index) != owner) {
+            if let Some(endpoint) = view.endpoints.get_mut(index) {
+                endpoint.mac = None;
+                names.push(endpoint.name.clone());
+            }
+        }
+        let owner = owner.and_then(|index| Some(view.endpoints.get(&index)?.name.clone()));
+        view.conflicts.insert(Conflict::Hardware {
+            mac,
+            owner,
+            closed: names,
+        });
+    }
 }
 
 /// Rule 5.

@@ -383,3 +383,72 @@ fn tombstones_are_bounded() {
 
     assert_eq!(merger.gone().count(), 4_096);
 }
+
+/// A veth behind which netlink sees this hardware address.
+fn with_mac(index: u32, last: u8) -> Observation {
+    let mac = Some(MacAddress([2, 0, 0, 0, 0, last]));
+    let own = u8::try_from(index).unwrap();
+    Observation {
+        mac,
+        ..veth(index, &[own])
+    }
+}
+
+fn macs(merger: &Merger) -> Vec<Option<u8>> {
+    let endpoints = merger.view().endpoints.values();
+    endpoints
+        .map(|endpoint| endpoint.mac.map(|mac| mac.0[5]))
+        .collect()
+}
+
+#[test]
+fn who_takes_anothers_hardware_address_does_not_close_who_had_it() {
+    let mut merger = Merger::default();
+    merger.replace(NETLINK, [with_mac(7, 7), with_mac(8, 8)]);
+    merger.refresh();
+
+    for _ in 0..2 {
+        merger.replace(NETLINK, [with_mac(7, 7), with_mac(8, 7)]);
+        merger.refresh();
+
+        assert_eq!(macs(&merger), [Some(7), None]);
+        let text = merger.view().conflicts.first().unwrap().to_string();
+        assert_eq!(
+            text,
+            "veth8 has 02:00:00:00:00:07 too, which is that of veth7; it stays closed until it has another"
+        );
+    }
+
+    merger.replace(NETLINK, [with_mac(7, 7), with_mac(8, 9)]);
+    merger.refresh();
+    assert_eq!(macs(&merger), [Some(7), Some(9)]);
+    assert_eq!(merger.view().conflicts, BTreeSet::new());
+}
+
+#[test]
+fn a_hardware_address_of_two_at_first_sight_is_that_of_whom_it_was_made_for_or_nobodys() {
+    let mut merger = Merger::default();
+    merger.replace(NETLINK, [with_mac(7, 7), with_mac(8, 7)]);
+    merger.refresh();
+    assert_eq!(macs(&merger), [None, None]);
+
+    let told = Observation {
+        mac: Some(MacAddress([2, 0, 0, 0, 0, 7])),
+        ..claim("b", 8, &[8], Some(pod("web", None)))
+    };
+    merger.replace(CACHE, [told]);
+    merger.refresh();
+
+    assert_eq!(macs(&merger), [None, Some(7)]);
+}
+
+#[test]
+fn ports_of_two_bridges_may_have_one_hardware_address() {
+    let mut other = with_mac(8, 7);
+    other.facts.as_mut().unwrap().bridge = Some("cni1".into());
+    let mut merger = Merger::default();
+    merger.replace(NETLINK, [with_mac(7, 7), other]);
+    merger.refresh();
+
+    assert_eq!(macs(&merger), [Some(7), Some(7)]);
+}

@@ -124,6 +124,11 @@ fn check(view: &MergedView) -> Result<(), TestCaseError> {
                 prop_assert!(closed.iter().any(|endpoint| endpoint.addresses.is_empty()));
             }
             Conflict::Shared { address, .. } => prop_assert!(!owners.contains_key(address)),
+            Conflict::Hardware { owner, closed, .. } => {
+                let mut ports = closed.iter().flat_map(named);
+                prop_assert!(ports.any(|endpoint| endpoint.mac.is_none()));
+                prop_assert!(owner.is_some() || closed.len() > 1);
+            }
             Conflict::Taken {
                 address,
                 taker,
