@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod applier;
 pub mod cli;
+pub mod doctor;
 pub mod layout;
 pub mod lint;
 pub mod render;

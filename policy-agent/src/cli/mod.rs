@@ -8,6 +8,7 @@ pub mod arguments;
 mod client;
 mod cni;
 mod completions;
+mod doctor;
 mod error;
 mod explain;
 mod get;
@@ -61,6 +62,8 @@ enum Command {
     Render(render::RenderArguments),
     /// Shows whether the agent of this node enforces, and what it awaits.
     Status(status::StatusArguments),
+    /// Says what is wrong with this node, and what to do. Needs neither an agent nor a cluster.
+    Doctor(doctor::DoctorArguments),
     /// Lists what the agent of this node has.
     Get(get::GetArguments),
     /// Chains the CNI plugin on this node, or takes it away.
@@ -212,6 +215,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Lint(arguments) => lint::run(&arguments),
         Command::Render(arguments) => render::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Cni(arguments) => cni::run(&arguments),
         Command::Uninstall(arguments) => uninstall::run(&arguments),

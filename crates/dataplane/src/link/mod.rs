@@ -12,6 +12,7 @@ mod error;
 mod inventory;
 mod model;
 mod neighbours;
+mod offload;
 mod programs;
 mod scan;
 pub(crate) mod socket;
@@ -27,6 +28,7 @@ pub use model::{
     Scan, Snapshot,
 };
 pub use neighbours::{ForwardingEntry, Neighbour, Route};
+pub use offload::offloads_checksums;
 pub use programs::{AttachedProgram, ProgramHook};
 pub use scan::Scanner;
 pub use wake::{Awake, Sleeper, Waker};

@@ -25,6 +25,7 @@ mod read_back;
 #[cfg(test)]
 mod round_trip;
 mod ruleset;
+mod survey;
 mod symbols;
 pub mod text;
 pub mod transaction;
@@ -44,5 +45,9 @@ pub use object::{
     TableFlags, Value,
 };
 pub use read_back::TableState;
+pub use survey::{
+    FORWARD_HOOK, SurveyedChain, SurveyedHook, SurveyedRule, SurveyedTable, survey_rules,
+    survey_tables,
+};
 pub use text::{TextError, transaction_text};
 pub use transaction::{Operation, Transaction};

@@ -1,0 +1,137 @@
+//! `towpath doctor`: what is wrong with this node. Needs neither an agent nor a cluster.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+use smol_str::SmolStr;
+
+use super::arguments::SourceLocation;
+use super::client::{self, ClientError};
+use super::error::{CommandError, Exit};
+use super::output::{Colour, Format, Output};
+use super::{OutputArguments, SocketArguments};
+use crate::agent::config::{DEFAULT_CNI_CONFIG_DIRECTORY, DEFAULT_STATE_DIRECTORY};
+use crate::agent::report::Status;
+use crate::doctor::facts::Look;
+use crate::doctor::gather::{Places, chain, gather};
+use crate::doctor::{Finding, Severity, examine};
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct DoctorArguments {
+    /// Where Node objects are, to compare them with this node: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of
+    /// a cluster.
+    #[arg(long, env = "TOWPATH_SOURCE")]
+    source: Option<SourceLocation>,
+    /// Name of this node [default: the agent's, or the host's]
+    #[arg(long, env = "TOWPATH_NODE")]
+    node: Option<SmolStr>,
+    /// Bridge whose ports are pods, besides the one of the CNI configuration; may be repeated.
+    #[arg(long = "pod-bridge", value_name = "NAME")]
+    pod_bridges: Vec<SmolStr>,
+    /// What flanneld writes at its start.
+    #[arg(long, default_value = "/run/flannel/subnet.env", value_name = "FILE")]
+    subnet_env: PathBuf,
+    /// Directory of CNI configurations.
+    #[arg(
+        long = "cni-config-dir",
+        env = "TOWPATH_CNI_CONFIG_DIRECTORY",
+        default_value = DEFAULT_CNI_CONFIG_DIRECTORY,
+        value_name = "DIR"
+    )]
+    cni_configurations: PathBuf,
+    /// The agent's state directory.
+    #[arg(
+        long = "state-dir",
+        env = "TOWPATH_STATE_DIRECTORY",
+        default_value = DEFAULT_STATE_DIRECTORY,
+        value_name = "DIR"
+    )]
+    state_directory: PathBuf,
+    #[command(flatten)]
+    socket: SocketArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Exit status 1 if anything is serious.
+pub(super) fn run(arguments: &DoctorArguments) -> Result<Exit, CommandError> {
+    let agent = agent(arguments);
+    let answered = agent.get().and_then(Option::as_ref);
+    let places = Places {
+        node: arguments
+            .node
+            .clone()
+            .or_else(|| answered.map(|status| SmolStr::new(&status.node))),
+        source: arguments.source.clone(),
+        pod_bridges: BTreeSet::from_iter(arguments.pod_bridges.iter().cloned()),
+        subnet_env: arguments.subnet_env.clone(),
+        cni_configurations: arguments.cni_configurations.clone(),
+        state_directory: arguments.state_directory.clone(),
+    };
+    let findings = examine(&gather(&places, agent));
+    let mut output = Output::stdout(arguments.output.format);
+    print(&findings, &mut output)?;
+    output.flush()?;
+    let is_serious = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Serious);
+    Ok(if is_serious { Exit::Failed } else { Exit::Done })
+}
+
+/// What the agent says. That nobody answers is an answer, too.
+fn agent(arguments: &DoctorArguments) -> Look<Option<Status>> {
+    let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+    match client::get(&arguments.socket.socket, "/status") {
+        Ok(status) => Look::Seen(Some(status)),
+        Err(ClientError::Connect { source, .. }) if nobody.contains(&source.kind()) => {
+            Look::Seen(None)
+        }
+        Err(error) => Look::Unseen(chain(&error)),
+    }
+}
+
+/// The worst first; what is good comes last, on a line each.
+fn print(findings: &[Finding], output: &mut Output) -> io::Result<()> {
+    if output.format() != Format::Table {
+        return output.value(&findings);
+    }
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    for finding in sorted {
+        let (colour, word) = match finding.severity {
+            Severity::Ok => (Colour::Green, "ok"),
+            Severity::Note => (Colour::Dim, "note"),
+            Severity::Unseen => (Colour::Yellow, "not looked at"),
+            Severity::Warning => (Colour::Yellow, "warning"),
+            Severity::Serious => (Colour::Red, "serious"),
+        };
+        let word = output.paint(colour, word);
+        let what = finding
+            .what
+            .escape_debug()
+            .to_string()
+            .replace("\\'", "'")
+            .replace("\\\"", "\"");
+        output.line(&format!("{word}: {}: {what}", finding.id))?;
+        for more in [&finding.why, &finding.way_out] {
+            if !more.is_empty() {
+                output.line(&format!("  {more}"))?;
+            }
+        }
+    }
+    let count = |severity| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    output.line(&format!(
+        "{} serious, {} warnings, {} not looked at, {} notes",
+        count(Severity::Serious),
+        count(Severity::Warning),
+        count(Severity::Unseen),
+        count(Severity::Note)
+    ))
+}
