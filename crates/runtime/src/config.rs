@@ -66,7 +66,9 @@ impl Faults {
 
 impl Extend<Fault> for Faults {
     fn extend<I: IntoIterator<Item = Fault>>(&mut self, faults: I) {
-        faults.into_iter().for_each(|fault| self.push(fault));
+        for fault in faults {
+            self.push(fault);
+        }
     }
 }
 
@@ -366,7 +368,8 @@ mod tests {
 
     #[test]
     fn many_faults_are_counted_and_the_first_ones_told() {
-        let text: String = (0..1_000).map(|key| format!("key{key}: 1\n")).collect();
+        let lines: Vec<String> = (0..1_000).map(|key| format!("key{key}: 1")).collect();
+        let text = lines.join("\n");
 
         let faults = layer_text(&mut Config::default(), SETTINGS, "agent.yaml", &text);
 

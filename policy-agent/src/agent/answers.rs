@@ -92,9 +92,10 @@ impl GraphThread {
             return;
         }
         self.is_stranger = found.is_some();
-        match found {
-            Some(reason) => warn!(node = self.node, "{reason}"),
-            None => info!(node = self.node, "the source speaks of this node"),
+        if let Some(reason) = found {
+            warn!(node = self.node, reason, "no object speaks of this node");
+        } else {
+            info!(node = self.node, "the source speaks of this node");
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use smol_str::SmolStr;
 use towpath_core::model::{
     Cluster, Direction, Endpoint, EndpointId, EndpointKind, NamespaceMatch, ObservedInterface,
     Policy, Rule, Subject,
@@ -216,7 +217,7 @@ pub(super) fn strangeness(cluster: &Cluster, node: &str, foreign: &ForeignPorts)
     if local.endpoints().next().is_some() {
         return None;
     }
-    let mut known: Vec<&str> = cluster.nodes.keys().map(|name| name.as_str()).collect();
+    let mut known: Vec<&str> = cluster.nodes.keys().map(SmolStr::as_str).collect();
     known.sort_unstable();
     known.truncate(3);
     let known = match known.as_slice() {
@@ -381,7 +382,6 @@ pub(super) fn classes(tables: &Tables) -> Vec<report::Class> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol_str::SmolStr;
     use towpath_core::model::{Labels, Lifecycle, Namespace, Object, Update};
 
     fn pod(name: &str, address: &str) -> Update {
