@@ -18,8 +18,11 @@ pub(super) struct LintArguments {
     /// Directory of manifests, or one file.
     #[arg(required_unless_present = "source")]
     directory: Option<String>,
-    /// Looks at a cluster instead: kubernetes:KUBECONFIG, or kubernetes inside of one.
-    #[arg(long, conflicts_with = "directory")]
+    #[arg(
+        long,
+        conflicts_with = "directory",
+        help = "Looks at a cluster instead: kubernetes:KUBECONFIG, or kubernetes inside of one"
+    )]
     source: Option<SourceLocation>,
     #[command(flatten)]
     output: OutputArguments,

@@ -16,8 +16,11 @@ use super::{OutputArguments, remark, world};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct SimulateArguments {
-    /// Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster.
-    #[arg(long, env = "TOWPATH_SOURCE")]
+    #[arg(
+        long,
+        env = "TOWPATH_SOURCE",
+        help = "Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster"
+    )]
     source: SourceLocation,
     /// Print only the pairs whose verdict changes with this directory of manifests. Its objects are laid over those
     /// of the source; if it holds every endpoint of the source, it is compared as a whole.

@@ -19,8 +19,11 @@ use super::{OutputArguments, remark, world};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct ExplainArguments {
-    /// Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster.
-    #[arg(long, env = "TOWPATH_SOURCE")]
+    #[arg(
+        long,
+        env = "TOWPATH_SOURCE",
+        help = "Where objects come from: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster"
+    )]
     source: SourceLocation,
     /// Who connects: NAMESPACE/POD or an IP address.
     #[arg(long)]

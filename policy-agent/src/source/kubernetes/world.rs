@@ -20,10 +20,6 @@ use crate::source::{Finding, KeptNamespaces, SourceState};
 
 /// What the shell has heard.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "at most a queue of them is there"
-)]
 pub(super) enum Input {
     /// A page of a list.
     Page(Resource, Page),
@@ -82,6 +78,7 @@ pub(super) struct Read {
 
 /// What a read says.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "at most one a read is there")]
 pub(super) enum Answer {
     /// A list of this revision.
     List { version: u64, items: Vec<Item> },
