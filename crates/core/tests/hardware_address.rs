@@ -85,7 +85,9 @@ fn after_any_order(updates: &[Update]) -> BTreeMap<IpAddr, Option<MacAddress>> {
                 .for_each(|phase| tables.apply(phase));
         }
         let mut at_once = CalcGraph::new("here");
-        order.iter().for_each(|update| at_once.apply(update));
+        for update in order {
+            at_once.apply(update);
+        }
         at_once.flush();
         assert_eq!(bound(&tables), bound(&at_once.tables()), "{order:#?}");
         bound(&tables)

@@ -184,7 +184,9 @@ impl CalcGraph {
         let named = bound.chain(claimants.map(AsRef::as_ref));
         let named = named.filter_map(|endpoint| endpoint.mac);
         let macs: BTreeSet<MacAddress> = named.chain(interface.mac).collect();
-        macs.into_iter().for_each(|mac| self.mark_showing(mac));
+        for mac in macs {
+            self.mark_showing(mac);
+        }
     }
 
     /// Marks the addresses behind an interface.

@@ -34,13 +34,16 @@ struct Part {
 /// What may be asked for again: policies, direction, and the endpoint's ports where a rule names one.
 type Key<'a, P> = (P, Direction, Option<&'a [ContainerPort]>);
 
+/// Namespace, and place of the labels.
+type Template<'a> = (&'a SmolStr, *const (SmolStr, SmolStr));
+
 /// What one flush has compiled.
 pub(super) struct Compiler<'a, 'm> {
     reader: &'m Reader<'a>,
     matchers: &'m mut Matchers,
     changes: &'m mut MatcherChanges,
-    /// By namespace and labels; ingress and egress.
-    selecting: FxHashMap<(&'a SmolStr, *const (SmolStr, SmolStr)), Rc<[Selecting<'a>; 2]>>,
+    /// Ingress and egress.
+    selecting: FxHashMap<Template<'a>, Rc<[Selecting<'a>; 2]>>,
     parts: FxHashMap<Key<'a, *const Policy>, Rc<Part>>,
     compiled: FxHashMap<Key<'a, Rc<[*const Policy]>>, Arc<Compiled>>,
 }
@@ -193,4 +196,125 @@ fn names_port(policy: &Policy, direction: Direction) -> bool {
             .unwrap_or_default()
             .iter()
             .any(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calc::index::Index;
+    use crate::model::{
+        Cluster, ContainerPort, EndpointId, EndpointKind, Labels, Lifecycle, Namespace,
+        NamespaceMatch, Object, Peers, PolicyId, PolicyKind, Protocol, Selector, Subject, Tier,
+        Update,
+    };
+
+    fn pod(name: &str, labels: &Labels, number: u16) -> Object {
+        Object::Endpoint(Endpoint {
+            id: EndpointId {
+                kind: EndpointKind::Pod,
+                namespace: "team".into(),
+                name: name.into(),
+            },
+            uid: None,
+            labels: labels.clone(),
+            node: Some("here".into()),
+            addresses: Vec::new(),
+            ports: vec![ContainerPort {
+                name: Some("http".into()),
+                protocol: Protocol::Tcp,
+                number,
+            }],
+            host_network: false,
+            lifecycle: Lifecycle::Live,
+            interface: None,
+            mac: None,
+        })
+    }
+
+    fn policy(port: PortMatch) -> Object {
+        let peer = crate::model::Peer::Nodes(Selector::everything());
+        Object::Policy(Policy {
+            id: PolicyId {
+                kind: PolicyKind::NetworkPolicy,
+                namespace: "team".into(),
+                name: "web".into(),
+            },
+            tier: Tier::NETWORK_POLICY,
+            order: 0,
+            subject: Subject {
+                namespaces: NamespaceMatch::Is("team".into()),
+                pods: Selector::everything(),
+            },
+            ingress: Some(vec![Rule {
+                name: None,
+                action: Action::Accept,
+                peers: Peers::Of(vec![peer]),
+                ports: Ports::Of(vec![port]),
+            }]),
+            egress: None,
+            invalid: None,
+        })
+    }
+
+    /// What is compiled for three pods, of which the second has other labels and the third another port; and how many
+    /// matchers are out of use when all three have given back what they took.
+    fn compiled(port: PortMatch) -> (Vec<Arc<Compiled>>, usize) {
+        let mut cluster = Cluster::default();
+        let labels = |value: &str| -> Labels { [("app", value)].into_iter().collect() };
+        let web = labels("web");
+        let namespace = Object::Namespace(Namespace {
+            name: "team".into(),
+            labels: labels("team"),
+        });
+        let pods = [
+            pod("a", &web, 80),
+            pod("b", &labels("db"), 80),
+            pod("c", &web, 81),
+        ];
+        for object in pods.into_iter().chain([namespace, policy(port)]) {
+            cluster.apply(Update::Upsert(object));
+        }
+        let (index, mut matchers) = (Index::default(), Matchers::default());
+        let mut changes = MatcherChanges::default();
+        let reader = Reader {
+            cluster: &cluster,
+            node: "here",
+            index: &index,
+        };
+        let mut compiler = Compiler::new(&reader, &mut matchers, &mut changes);
+        let endpoints = cluster.endpoints.values();
+        let all: Vec<Arc<Compiled>> = endpoints
+            .map(|endpoint| compiler.compile(endpoint, Direction::Ingress))
+            .collect();
+        compiler.finish();
+        assert_eq!((changes.added.len(), changes.dropped.len()), (1, 0));
+        for id in all.iter().flat_map(|compiled| &compiled.matchers) {
+            matchers.release(*id, &mut changes);
+        }
+        (all, changes.dropped.len())
+    }
+
+    #[test]
+    fn endpoints_under_the_same_policies_share_what_is_compiled() {
+        let (all, dropped) = compiled(PortMatch::Range {
+            protocol: Protocol::Tcp,
+            first: 80,
+            last: 80,
+        });
+
+        assert!(Arc::ptr_eq(&all[0], &all[1]) && Arc::ptr_eq(&all[0], &all[2]));
+        assert_eq!(dropped, 1);
+    }
+
+    #[test]
+    fn where_a_rule_names_a_port_those_share_that_serve_it_alike() {
+        let (all, dropped) = compiled(PortMatch::Named {
+            protocol: None,
+            name: "http".into(),
+        });
+
+        assert!(Arc::ptr_eq(&all[0], &all[1]));
+        assert_ne!(all[0], all[2]);
+        assert_eq!(dropped, 1);
+    }
 }
