@@ -11,7 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use smol_str::SmolStr;
 use towpath_core::calc::CalcGraph;
-use towpath_core::model::{EndpointId, EndpointKind, InterfaceName, Object, ObjectKey, Update};
+use towpath_core::model::{
+    EndpointId, EndpointKind, InterfaceName, Object, ObjectKey, PolicyId, Update,
+};
 use towpath_core::tables::Delta;
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::{Condition, Readiness};
@@ -68,6 +70,8 @@ pub(super) struct GraphThread {
     audit_namespaces: BTreeSet<SmolStr>,
     /// Endpoints of those namespaces, as the last flush left them.
     audited: BTreeSet<IpAddr>,
+    /// Policies of which blocks are refused, as the last flush left them.
+    refused: BTreeSet<PolicyId>,
     pub(super) parts: GraphParts,
     pub(super) graph: CalcGraph,
     pub(super) started: Instant,
@@ -118,6 +122,7 @@ impl GraphThread {
             enforcement: config.enforcement_here(),
             audit_namespaces: config.audit_namespaces.iter().map(SmolStr::from).collect(),
             audited: BTreeSet::new(),
+            refused: BTreeSet::new(),
             parts,
             graph: CalcGraph::new(config.node.as_str()),
             started: now,
@@ -333,12 +338,25 @@ impl GraphThread {
         let arrivals = std::mem::take(&mut self.unflushed);
         self.tell_networks();
         self.tell_audited();
+        self.note_refused();
         // The first generation is sent even when it is empty: it closes what is unknown.
         if delta.phases.is_empty() && self.commits.wanted_generation > 0 {
             return;
         }
         self.send(delta, arrivals);
         self.collect_at = Some(Instant::now() + COLLECT_AFTER);
+    }
+
+    /// Names the policies whose blocks are too much for this node.
+    fn note_refused(&mut self) {
+        let refused: BTreeSet<PolicyId> = self.graph.refused().into_iter().cloned().collect();
+        for policy in refused.difference(&self.refused) {
+            warn!(%policy, "too many ipBlocks of this node's policies lie in each other; those of this policy match nobody");
+        }
+        for policy in self.refused.difference(&refused) {
+            info!(%policy, "its ipBlocks are in force again");
+        }
+        self.refused = refused;
     }
 
     fn send(&mut self, delta: Delta, arrivals: Vec<Instant>) {
