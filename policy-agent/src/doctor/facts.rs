@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use flannel_adapter::FlannelFacts;
 use flannel_adapter::detect::{ConfList, Detection};
 use smol_str::SmolStr;
+use towpath_core::model::MacAddress;
 use towpath_dataplane::link::BridgeSettings;
 use towpath_dataplane::nft::SurveyedTable;
 
@@ -70,6 +71,8 @@ pub struct LinkFacts {
     pub kind: Option<SmolStr>,
     /// Name of the bridge that it is a port of.
     pub master: Option<SmolStr>,
+    /// Its hardware address.
+    pub mac: Option<MacAddress>,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// Its addresses, without link-local ones.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use flannel_adapter::detect::{Detection, Survey, SurveyedLink, detect, parse_conflist};
 use flannel_adapter::facts::{Inputs, Link};
 use flannel_adapter::subnet_env::SubnetEnv;
-use flannel_adapter::{FlannelFacts, NodeFacts, NodeKey};
+use flannel_adapter::{FlannelFacts, NodeFacts, NodeKey, Vtep};
+use towpath_core::model::MacAddress;
 use towpath_dataplane::link::BridgeSettings;
 use towpath_dataplane::nft::{SurveyedChain, SurveyedHook, SurveyedTable};
 
@@ -69,7 +70,7 @@ fn flannel(links: &[LinkFacts], change: impl FnOnce(&mut Inputs)) -> Look<Flanne
                 .map(|link| Link {
                     name: link.name.clone(),
                     mtu: link.mtu,
-                    mac: None,
+                    mac: link.mac,
                     addresses: link.addresses.clone(),
                 })
                 .collect(),
@@ -366,11 +367,32 @@ fn faults_of_flannel_are_told_under_their_subject() {
 
 #[test]
 fn largest_packets_are_compared_from_pod_to_uplink() {
-    for changed in [0, 2, 3] {
+    for changed in [0, 1, 2, 3] {
         let found = with_links(|links| links[changed].mtu = 1400);
         assert_eq!(found, [("mtu", Severity::Warning)], "{changed}");
     }
     assert_eq!(with_links(|links| links[0].mtu = 9000), []);
+}
+
+#[test]
+fn a_changed_tunnel_end_is_found_without_flannels_configuration() {
+    let told = Vtep {
+        vni: 1,
+        mac: MacAddress([2, 0, 0, 0, 0, 1]),
+    };
+    let with = |vtep: Vtep, mac: [u8; 6]| {
+        after(|facts| {
+            let mut links = links();
+            links[1].mac = Some(MacAddress(mac));
+            facts.flannel = flannel(&links, |inputs| inputs.nodes[0].vtep = Some(vtep));
+            facts.links = Look::Seen(links);
+        })
+    };
+
+    let serious = [("vtep", Severity::Serious)];
+    assert_eq!(with(told, [2, 0, 0, 0, 0, 1]), []);
+    assert_eq!(with(told, [2, 0, 0, 0, 0, 9]), serious);
+    assert_eq!(with(Vtep { vni: 7, ..told }, [2, 0, 0, 0, 0, 1]), serious);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use flannel_adapter::backend::BackendType;
 use flannel_adapter::{Finding, Severity as Found};
+use smol_str::format_smolstr;
 
 use super::super::facts::{Facts, Flannel, LinkFacts};
 use super::super::{Said, Severity, seen};
@@ -163,8 +164,41 @@ pub(super) fn vtep(facts: &Facts) -> Vec<Said> {
         facts,
         is_here,
         "Flannel's devices are as other nodes were told",
-        |_| Vec::new(),
+        |flannel| {
+            let links = facts.links.get().map_or(&[][..], Vec::as_slice);
+            told_devices(flannel, links)
+                .into_iter()
+                .map(|finding| say(&finding))
+                .collect()
+        },
     )
+}
+
+/// Where the configuration is not known, the node's own annotation names its devices: the adapter leaves them alone then.
+fn told_devices(flannel: &Flannel, links: &[LinkFacts]) -> Vec<Finding> {
+    let own = flannel
+        .facts
+        .own_node()
+        .filter(|_| flannel.facts.options.is_none());
+    let Some(own) = own else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    for (start, vtep) in [("flannel.", own.vtep), ("flannel-v6.", own.vtep_v6)] {
+        let Some(vtep) = vtep else { continue };
+        let device = format_smolstr!("{start}{}", vtep.vni);
+        match links.iter().find(|link| link.name == device) {
+            None => findings.push(Finding::DeviceMissing { device }),
+            Some(link) => findings.extend(link.mac.filter(|mac| *mac != vtep.mac).map(|found| {
+                Finding::VtepMacDiffers {
+                    device,
+                    found,
+                    told: vtep.mac,
+                }
+            })),
+        }
+    }
+    findings
 }
 
 /// Routes that lead to nobody.
@@ -193,6 +227,7 @@ pub(super) fn mtu(facts: &Facts) -> Vec<Said> {
             let mut said = Vec::new();
             if let Some(wanted) = flannel.facts.mtu {
                 said.extend(ports(facts, links, wanted));
+                said.extend(tunnel(flannel, links, wanted));
                 said.extend(uplink(flannel, links, wanted));
             }
             said
@@ -222,6 +257,21 @@ fn ports(facts: &Facts, links: &[LinkFacts], wanted: u32) -> Option<Said> {
         "such a pod was plugged in before a change; its large packets may be lost",
         "restart these pods",
     ))
+}
+
+/// Flannel's IPv4 device, where the configuration is not known and the adapter leaves it alone.
+fn tunnel(flannel: &Flannel, links: &[LinkFacts], wanted: u32) -> Option<Said> {
+    let is_known = flannel.facts.options.is_some();
+    let link = links
+        .iter()
+        .find(|link| link.name.starts_with("flannel."))?;
+    (!is_known && link.mtu != wanted).then(|| {
+        say(&Finding::MtuDiffers {
+            interface: link.name.clone(),
+            found: link.mtu,
+            wanted,
+        })
+    })
 }
 
 /// A tunnel's packets must fit into the uplink's.

@@ -3,7 +3,7 @@
 
 mod nodes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -97,8 +97,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 struct Kernel {
     links: Look<Vec<LinkFacts>>,
     detection: Look<Detection>,
-    /// Hardware addresses by name.
-    hardware: BTreeMap<SmolStr, [u8; 6]>,
     /// Routes by devices of Flannel.
     routes: Vec<(ipnet::IpNet, SmolStr)>,
 }
@@ -110,7 +108,6 @@ impl Kernel {
             Self {
                 links: Look::Unseen(reason.clone()),
                 detection: Look::Unseen(reason),
-                hardware: BTreeMap::new(),
                 routes: Vec::new(),
             }
         })
@@ -139,11 +136,6 @@ impl Kernel {
         Ok(Self {
             links: Look::Seen(links(&snapshot, &defaults)),
             detection: look(detection.map(|survey| detect::detect(&survey))),
-            hardware: snapshot
-                .interfaces
-                .iter()
-                .filter_map(|link| Some((link.name.clone(), link.mac?)))
-                .collect(),
             routes: routes.collect(),
         })
     }
@@ -165,6 +157,7 @@ fn links(snapshot: &Snapshot, defaults: &BTreeSet<u32>) -> Vec<LinkFacts> {
             name: link.name.clone(),
             kind: link.kind.clone(),
             master,
+            mac: link.mac.map(MacAddress),
             mtu: link.mtu,
             addresses: addresses
                 .filter(|address| address.index == link.index)
@@ -262,7 +255,7 @@ fn flannel(
         nodes: records,
         subnet_env,
         net_conf,
-        links: Some(links.iter().map(|link| as_link(link, kernel)).collect()),
+        links: Some(links.iter().map(as_link).collect()),
         routes: kernel.routes.clone(),
         bridge: bridge.cloned(),
     };
@@ -273,11 +266,11 @@ fn flannel(
     })
 }
 
-fn as_link(link: &LinkFacts, kernel: &Kernel) -> Link {
+fn as_link(link: &LinkFacts) -> Link {
     Link {
         name: link.name.clone(),
         mtu: link.mtu,
-        mac: kernel.hardware.get(&link.name).copied().map(MacAddress),
+        mac: link.mac,
         addresses: link.addresses.clone(),
     }
 }
