@@ -1,6 +1,5 @@
 //! `towpath doctor`: what is wrong with this node. Needs neither an agent nor a cluster.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
@@ -20,9 +19,10 @@ use crate::doctor::{Finding, Severity, examine};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct DoctorArguments {
-    /// Where Node objects are, to compare them with this node: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of
-    /// a cluster.
-    #[arg(long, env = "TOWPATH_SOURCE")]
+    #[arg(
+        long,
+        help = "Where Node objects are, to compare them with this node: file:DIR, kubernetes:KUBECONFIG, or kubernetes inside of a cluster [env: TOWPATH_SOURCE]"
+    )]
     source: Option<SourceLocation>,
     /// Name of this node [default: the agent's, or the host's]
     #[arg(long, env = "TOWPATH_NODE")]
@@ -65,7 +65,7 @@ pub(super) fn run(arguments: &DoctorArguments) -> Result<Exit, CommandError> {
             .clone()
             .or_else(|| answered.map(|status| SmolStr::new(&status.node))),
         source: arguments.source.clone(),
-        pod_bridges: BTreeSet::from_iter(arguments.pod_bridges.iter().cloned()),
+        pod_bridges: arguments.pod_bridges.iter().cloned().collect(),
         subnet_env: arguments.subnet_env.clone(),
         cni_configurations: arguments.cni_configurations.clone(),
         state_directory: arguments.state_directory.clone(),
@@ -108,16 +108,11 @@ fn print(findings: &[Finding], output: &mut Output) -> io::Result<()> {
             Severity::Serious => (Colour::Red, "serious"),
         };
         let word = output.paint(colour, word);
-        let what = finding
-            .what
-            .escape_debug()
-            .to_string()
-            .replace("\\'", "'")
-            .replace("\\\"", "\"");
+        let what = one_line(&finding.what);
         output.line(&format!("{word}: {}: {what}", finding.id))?;
         for more in [&finding.why, &finding.way_out] {
             if !more.is_empty() {
-                output.line(&format!("  {more}"))?;
+                output.line(&format!("  {}", one_line(more)))?;
             }
         }
     }
@@ -134,4 +129,29 @@ fn print(findings: &[Finding], output: &mut Output) -> io::Result<()> {
         count(Severity::Unseen),
         count(Severity::Note)
     ))
+}
+
+/// Names that others gave must not move the cursor of a terminal.
+fn one_line(text: &str) -> String {
+    let escaped = |character: char| {
+        if character.is_control() {
+            character.escape_default().to_string()
+        } else {
+            character.to_string()
+        }
+    };
+    text.chars().map(escaped).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_named_stays_on_its_line() {
+        assert_eq!(
+            one_line("the chain \"a\n\u{1b}[31m\" drops"),
+            r#"the chain "a\n\u{1b}[31m" drops"#
+        );
+    }
 }

@@ -212,7 +212,7 @@ pub(super) fn other_policy(facts: &Facts) -> Vec<Said> {
     })
 }
 
-/// NodeLocal DNSCache answers on the node, past connection tracking.
+/// `NodeLocal` `DNSCache` answers on the node, past connection tracking.
 pub(super) fn local_dns(facts: &Facts) -> Vec<Said> {
     let Some(links) = facts.links.get() else {
         return Said::unseen("interfaces cannot be listed", RIGHTS);
