@@ -58,12 +58,7 @@ impl Said {
     }
 
     fn unseen(reason: &str, way_out: &str) -> Vec<Self> {
-        vec![Self::new(
-            Severity::Unseen,
-            format!("not looked at: {reason}"),
-            "",
-            way_out,
-        )]
+        vec![Self::new(Severity::Unseen, reason, "", way_out)]
     }
 
     fn new(
