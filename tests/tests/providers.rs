@@ -15,7 +15,7 @@ use towpath_tests::wait::{PATIENCE, until};
 fn ip(namespace: &Namespace, words: &str) {
     namespace
         .run(Command::new("ip").args(words.split(' ')))
-        .unwrap();
+        .expect("the lab does what it is told");
 }
 
 fn only_web_reaches_db(flow: &Flow<'_>) -> bool {
@@ -25,10 +25,12 @@ fn only_web_reaches_db(flow: &Flow<'_>) -> bool {
 }
 
 fn restrict(stage: &Stage) {
-    stage.write("deny", &deny_ingress("shop")).unwrap();
+    stage
+        .write("deny", &deny_ingress("shop"))
+        .expect("the lab does what it is told");
     stage
         .write("allow", &allow_http("shop", "db", "web"))
-        .unwrap();
+        .expect("the lab does what it is told");
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn programs_of_traffic_control_are_listed() {
                 format!("filter add dev cali1 {direction} bpf da bytecode 1,6 0 0 4294967295");
             let filter = run("tc", &words);
             if !filter.status.success() {
-                return skip(AREA, "tc programs", "cls_bpf", "the kernel lacks it");
+                return skip(AREA, "tc programs", "cls-bpf", "the kernel lacks it");
             }
         }
 
@@ -162,7 +162,7 @@ fn flowtables_are_listed_with_their_interfaces() {
             return skip(
                 AREA,
                 "flowtables",
-                "nft flowtables",
+                "nft-flowtables",
                 "the kernel lacks them",
             );
         }

@@ -70,7 +70,7 @@ fn obstacles_are_seen_in_the_kernel_and_go_when_they_go() {
             nft.wait().unwrap().success()
         };
         if !table("towpath") {
-            return skip("obstacles", "nft flowtables", "the kernel lacks them");
+            return skip("obstacles", "nft-flowtables", "the kernel lacks them");
         }
         assert_eq!(found(), [], "our own table");
         assert!(table("fast"));

@@ -13,7 +13,7 @@ use towpath_core::model::{
 use towpath_tests::wait::until;
 
 /// Long enough for a server that starts.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Name of the node whose agent this would be.
 pub(crate) const NODE: &str = "here";

@@ -41,8 +41,11 @@ fn cluster_policy(name: &str) -> String {
 
 /// A namespace that takes pods.
 fn make_namespace(plane: &ControlPlane, name: &str) {
-    plane.api().apply(&namespace(name)).unwrap();
-    plane.wait_account(name).unwrap();
+    plane
+        .api()
+        .apply(&namespace(name))
+        .expect("the API server takes it");
+    plane.wait_account(name).expect("the API server takes it");
 }
 
 #[test]
@@ -167,6 +170,7 @@ fn a_new_pod_comes_after_its_policies_although_their_watch_is_late() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 fn a_bad_object_is_named_and_the_last_good_version_stays() {
     require!("kubernetes", Root, KubernetesServers);
     let plane = &Alone::shared().unwrap().plane;
@@ -386,10 +390,18 @@ fn an_outage_of_the_server_changes_nothing_and_afterwards_only_what_has_changed(
 
 /// On a server of its own, for the kind is there for all.
 fn cluster_policies_come_and_go(plane: &ControlPlane, follow: &Follow) {
-    plane.define_cluster_policies().unwrap();
-    plane.api().apply(&cluster_policy("closed")).unwrap();
+    plane
+        .define_cluster_policies()
+        .expect("the API server takes it");
+    plane
+        .api()
+        .apply(&cluster_policy("closed"))
+        .expect("the API server takes it");
     // A new pod does not wait for the next look at the kind.
-    plane.api().apply(&pod("outage", "b", NODE)).unwrap();
+    plane
+        .api()
+        .apply(&pod("outage", "b", NODE))
+        .expect("the API server takes it");
     follow.wait("the pod", |told| {
         told.cluster.endpoints.contains_key(&pod_id("outage", "b"))
     });
@@ -399,14 +411,16 @@ fn cluster_policies_come_and_go(plane: &ControlPlane, follow: &Follow) {
             .pods
             .iter()
             .find(|(id, ..)| *id == pod_id("outage", "b"))
-            .unwrap();
+            .expect("the API server takes it");
         assert!(
             policies.contains(&cluster_policy_id("closed")),
             "{policies:?}"
         );
     }
 
-    plane.remove_cluster_policies().unwrap();
+    plane
+        .remove_cluster_policies()
+        .expect("the API server takes it");
     follow.wait("no policy", |told| {
         !told
             .cluster
@@ -415,8 +429,13 @@ fn cluster_policies_come_and_go(plane: &ControlPlane, follow: &Follow) {
     });
     follow.wait_in_sync();
 
-    plane.define_cluster_policies().unwrap();
-    plane.api().apply(&cluster_policy("again")).unwrap();
+    plane
+        .define_cluster_policies()
+        .expect("the API server takes it");
+    plane
+        .api()
+        .apply(&cluster_policy("again"))
+        .expect("the API server takes it");
     follow.wait("the policy", |told| {
         told.cluster
             .policies

@@ -203,14 +203,14 @@ pub(crate) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "a class is renamed while members stay",
-        file: "crates/core/src/calc/flush.rs",
+        file: "crates/core/src/calc/moves.rs",
         before: "            *count == self.classes.members(*old)\n",
         after: "            *count > 0\n",
         suite: Suite::Core,
     },
     Fault {
         name: "a renamed class keeps its verdicts",
-        file: "crates/core/src/calc/flush.rs",
+        file: "crates/core/src/calc/moves.rs",
         before: "                renamed.push(old);\n",
         after: "",
         suite: Suite::Core,
@@ -267,7 +267,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "verdicts change before classes",
         file: "crates/core/src/calc/flush.rs",
-        before: "let mut moves = self.find_moves(&dirty, partition.as_ref(), rules_change);",
+        before: "let mut moves = self.find_moves(&dirty, gains, partition.as_ref(), rules_change);",
         after: "let mut moves = self.find_moves(&dirty, partition.as_ref(), rules_change && false);",
         suite: Suite::Core,
     },
@@ -337,8 +337,8 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "invalid packets of ours pass",
         file: "policy-agent/src/layout/inet.rs",
-        before: ".ct_state(Statement::CT_INVALID)",
-        after: ".ct_state(Statement::CT_UNTRACKED)",
+        before: ".ct_state(Statement::CT_INVALID)\n            .drop_for(DropReason::Invalid)",
+        after: ".ct_state(Statement::CT_UNTRACKED)\n            .drop_for(DropReason::Invalid)",
         suite: Suite::Layout,
     },
     Fault {
