@@ -231,6 +231,7 @@ impl GraphThread {
     fn claims_changed(&mut self, updates: &[Update]) {
         self.count(Teller::Cni, updates.len(), Instant::now());
         for update in updates {
+            self.facts.note(update);
             self.graph.apply(update);
         }
         self.parts.cni.store.save(self.parts.cni.claims.kept());

@@ -4,16 +4,11 @@
 //! will contain; nothing is sent to the applier before the source is in sync and all interfaces have been seen.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ipnet::IpNet;
-use smol_str::SmolStr;
 use towpath_core::calc::CalcGraph;
-use towpath_core::model::{
-    EndpointId, EndpointKind, InterfaceName, Object, ObjectKey, PolicyId, Update,
-};
+use towpath_core::model::{PolicyId, Update};
 use towpath_core::tables::Delta;
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::{Condition, Readiness};
@@ -24,6 +19,7 @@ use super::cni::Cni;
 use super::config::Config;
 use super::denied::DeniedFlows;
 use super::event::{ApplierNews, Event, SourceChange};
+use super::facts::KnownFacts;
 use super::foreign_ports::ForeignPorts;
 use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
@@ -32,7 +28,8 @@ use super::metrics::{CommitResult, Metrics, Teller, gauge};
 use super::report::{Commits, Problem};
 use super::snapshots::Snapshots;
 use crate::applier::{Applied, ApplierHandle, Drift};
-use crate::layout::{Enforcement, NodeFacts};
+use crate::layout::Enforcement;
+use crate::snapshot::Snapshot;
 
 /// Longest time that an event waits for others to join its flush.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -63,13 +60,8 @@ pub(super) struct GraphParts {
 pub(super) struct GraphThread {
     pub(super) node: String,
     verify_interval: Duration,
-    /// Configured pod bridges, there or not.
-    bridges: Vec<InterfaceName>,
-    spoof_exempt: Vec<InterfaceName>,
     pub(super) enforcement: Enforcement,
-    audit_namespaces: BTreeSet<SmolStr>,
-    /// Endpoints of those namespaces, as the last flush left them.
-    audited: BTreeSet<IpAddr>,
+    pub(super) facts: KnownFacts,
     /// Policies of which blocks are refused, as the last flush left them.
     refused: BTreeSet<PolicyId>,
     pub(super) parts: GraphParts,
@@ -82,7 +74,6 @@ pub(super) struct GraphThread {
     in_flight: VecDeque<(u64, Vec<Instant>)>,
     collect_at: Option<Instant>,
     tick_at: Instant,
-    networks: Vec<IpNet>,
     pub(super) host: HostFacts,
     pub(super) foreign_ports: ForeignPorts,
     pub(super) problems: Vec<Problem>,
@@ -91,11 +82,10 @@ pub(super) struct GraphThread {
     pub(super) commits: Commits,
     pub(super) last_commit: Option<Instant>,
     pub(super) is_in_sync: bool,
+    /// What is in force in the place of a source that was never in sync.
+    provisional: Option<String>,
     /// Whether it was said that no object speaks of this node.
     pub(super) is_stranger: bool,
-    /// Whether what the layout depends on may have changed.
-    are_facts_stale: bool,
-    facts: NodeFacts,
     verify_at: Instant,
 }
 
@@ -117,11 +107,8 @@ impl GraphThread {
         Self {
             node: config.node.clone(),
             verify_interval: config.verify_interval(),
-            bridges: config.pod_bridges.clone(),
-            spoof_exempt: config.spoof_exempt_interfaces.clone(),
             enforcement: config.enforcement_here(),
-            audit_namespaces: config.audit_namespaces.iter().map(SmolStr::from).collect(),
-            audited: BTreeSet::new(),
+            facts: KnownFacts::new(config),
             refused: BTreeSet::new(),
             parts,
             graph: CalcGraph::new(config.node.as_str()),
@@ -131,7 +118,6 @@ impl GraphThread {
             in_flight: VecDeque::new(),
             collect_at: None,
             tick_at: now + TICK,
-            networks: Vec::new(),
             host: HostFacts::default(),
             foreign_ports: ForeignPorts::default(),
             problems: Vec::new(),
@@ -140,9 +126,8 @@ impl GraphThread {
             commits: Commits::default(),
             last_commit: None,
             is_in_sync: false,
+            provisional: None,
             is_stranger: false,
-            are_facts_stale: true,
-            facts: NodeFacts::default(),
             verify_at: now + config.verify_interval(),
         }
     }
@@ -159,20 +144,30 @@ impl GraphThread {
 
     /// What an earlier run knew is in force until the source answers.
     fn begin_with_snapshot(&mut self) {
-        let Some(objects) = self.parts.snapshots.begin() else {
+        let Some(Snapshot {
+            written_at,
+            objects,
+        }) = self.parts.snapshots.begin()
+        else {
             return;
         };
         let count = objects.len();
         for object in objects {
             let update = Update::Upsert(object);
-            self.are_facts_stale |= concerns_facts(&update);
+            self.facts.note(&update);
             self.apply_source(&update);
         }
         self.count(Teller::Source, count, self.started);
         self.gate.is_source_read = true;
-        self.parts
-            .synced
-            .unmet("not read yet; the snapshot of an earlier run is in force");
+        let age = SystemTime::now()
+            .duration_since(UNIX_EPOCH + Duration::from_secs(written_at))
+            .unwrap_or_default();
+        let age = Duration::from_secs(age.as_secs());
+        let note = format!(
+            "until then the snapshot of an earlier run is in force, {age:?} old at this start"
+        );
+        self.parts.synced.unmet(format!("not read yet; {note}"));
+        self.provisional = Some(note);
     }
 
     fn work(&mut self) -> Result<(), AgentError> {
@@ -263,7 +258,7 @@ impl GraphThread {
         self.count(Teller::Source, updates.len(), at);
         // The graph keeps copies; the originals, among the remains of their texts, go together.
         for update in &updates {
-            self.are_facts_stale |= concerns_facts(update);
+            self.facts.note(update);
             self.apply_source(update);
         }
         drop(updates);
@@ -272,11 +267,16 @@ impl GraphThread {
         match sync {
             Ok(()) => {
                 self.gate.is_source_read = true;
+                self.provisional = None;
                 if self.parts.synced.met() {
                     info!("the source is in sync");
                 }
             }
             Err(reason) => {
+                let reason = match &self.provisional {
+                    Some(note) => format!("{reason}; {note}"),
+                    None => reason,
+                };
                 if self.parts.synced.unmet(reason.as_str()) {
                     warn!(
                         reason,
@@ -290,16 +290,15 @@ impl GraphThread {
     fn take_interfaces(&mut self, change: InterfaceChange) {
         let InterfaceChange { updates, host, at } = change;
         self.count(Teller::Interfaces, updates.len(), at);
-        // An endpoint may name any interface, and its sources are checked where that has no bridge.
-        self.are_facts_stale |= !updates.is_empty();
         for update in updates {
-            let update = self.foreign_ports.pass(update, &self.bridges);
+            let update = self.foreign_ports.pass(update, &self.facts.bridges);
+            self.facts.note(&update);
             self.graph.apply(&update);
         }
         self.settle_claims();
         if let Some(host) = host {
+            self.facts.note_host(&self.host, &host);
             self.host = host;
-            self.are_facts_stale = true;
         }
         self.gate.are_interfaces_seen = true;
     }
@@ -317,7 +316,7 @@ impl GraphThread {
 
     /// Whether the applier has been told of everything.
     pub(super) fn is_flushed(&self) -> bool {
-        self.unflushed.is_empty() && !self.are_facts_stale
+        self.unflushed.is_empty() && self.facts.are_told()
     }
 
     fn flush(&mut self) {
@@ -365,83 +364,6 @@ impl GraphThread {
         debug!(generation, phases = delta.phases.len(), "tables change");
         self.in_flight.push_back((generation, arrivals));
         self.parts.applier.submit(generation, delta);
-    }
-
-    /// Tells the applier what the layout depends on, when that has changed.
-    fn tell_facts(&mut self) {
-        if !std::mem::take(&mut self.are_facts_stale) {
-            return;
-        }
-        let facts = self.facts();
-        if facts != self.facts {
-            self.facts.clone_from(&facts);
-            self.parts.applier.set_facts(facts);
-        }
-    }
-
-    /// Facts of this host and of the other nodes. A configured bridge counts before it is there.
-    fn facts(&self) -> NodeFacts {
-        let cluster = self.graph.cluster();
-        let is_unbridged = |name: &&InterfaceName| {
-            let found = cluster
-                .interfaces
-                .values()
-                .find(|interface| interface.name == **name);
-            found.is_some_and(|interface| interface.bridge.is_none())
-        };
-        let reader = self.node.as_str();
-        let named = cluster
-            .endpoints
-            .values()
-            .filter(|endpoint| endpoint.node.as_deref().is_none_or(|node| node == reader))
-            .filter_map(|endpoint| endpoint.interface.as_ref())
-            .filter(is_unbridged);
-        let mut routed: BTreeSet<InterfaceName> = self.host.routed.clone();
-        routed.extend(named.cloned());
-        let is_checked = |name: &InterfaceName| !self.spoof_exempt.contains(name);
-        let nodes = cluster.nodes.values().flat_map(NodeFacts::addresses_of);
-        NodeFacts {
-            pod_interfaces: self.bridges.iter().chain(&routed).cloned().collect(),
-            routed_interfaces: routed.into_iter().filter(is_checked).collect(),
-            pod_ports: self
-                .host
-                .pod_ports
-                .iter()
-                .filter(|name| is_checked(name))
-                .cloned()
-                .collect(),
-            node_addresses: self.host.addresses.iter().copied().chain(nodes).collect(),
-            audited: self.audited.clone(),
-        }
-    }
-
-    /// Tells the applier whose denials pass, when that has changed.
-    fn tell_audited(&mut self) {
-        if self.audit_namespaces.is_empty() {
-            return;
-        }
-        let is_audited = |owner: &EndpointId| self.audit_namespaces.contains(&owner.namespace);
-        let audited: BTreeSet<IpAddr> = self
-            .graph
-            .bound_addresses()
-            .filter(|(_, owner)| is_audited(owner))
-            .map(|(address, _)| address)
-            .collect();
-        if audited != self.audited {
-            self.audited = audited;
-            self.are_facts_stale = true;
-            self.tell_facts();
-        }
-    }
-
-    /// The pod networks of this node decide which interfaces are pods'.
-    fn tell_networks(&mut self) {
-        let node = self.graph.cluster().nodes.get(self.node.as_str());
-        let networks = node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
-        if networks != self.networks {
-            self.parts.link.set_networks(networks.clone());
-            self.networks = networks;
-        }
     }
 
     /// A change is in force.
@@ -530,20 +452,5 @@ impl GraphThread {
             self.look_for_this_node();
             self.expire_claims(now);
         }
-    }
-}
-
-/// Whether [`NodeFacts`] may depend on it: nodes, and endpoints that name their interface.
-fn concerns_facts(update: &Update) -> bool {
-    match update {
-        Update::Upsert(Object::Node(_)) | Update::Remove(ObjectKey::Node(_)) => true,
-        Update::Upsert(Object::Endpoint(endpoint)) => {
-            endpoint.id.kind == EndpointKind::WorkloadEndpoint
-        }
-        Update::Remove(ObjectKey::Endpoint(id)) => id.kind == EndpointKind::WorkloadEndpoint,
-        Update::Upsert(Object::Namespace(_) | Object::Policy(_) | Object::Interface(_))
-        | Update::Remove(
-            ObjectKey::Namespace(_) | ObjectKey::Policy(_) | ObjectKey::Interface(_),
-        ) => false,
     }
 }

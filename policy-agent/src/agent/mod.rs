@@ -19,6 +19,7 @@ mod cni_store;
 pub mod config;
 mod denied;
 mod event;
+mod facts;
 mod foreign_ports;
 mod graph;
 mod interfaces;

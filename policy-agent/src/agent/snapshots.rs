@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use rustc_hash::FxHashSet;
-use towpath_core::model::{Cluster, Object, ObjectKey, Update};
+use towpath_core::model::{Cluster, ObjectKey, Update};
 use towpath_dataplane::nft::Backend;
 use tracing::{info, warn};
 
@@ -54,18 +54,16 @@ impl Snapshots {
         }
     }
 
-    /// The objects to begin with, once. From now on what the source tells is compared with them.
-    pub(super) fn begin(&mut self) -> Option<Vec<Object>> {
-        let Snapshot {
-            written_at,
-            objects,
-        } = self.loaded.take()?;
+    /// The snapshot to begin with, once. From now on what the source tells is compared with its objects.
+    pub(super) fn begin(&mut self) -> Option<Snapshot> {
+        let snapshot = self.loaded.take()?;
         info!(
-            objects = objects.len(),
-            written_at, "no table is there: beginning with the snapshot of an earlier run"
+            objects = snapshot.objects.len(),
+            written_at = snapshot.written_at,
+            "no table is there: beginning with the snapshot of an earlier run"
         );
         self.told = Some(FxHashSet::default());
-        Some(objects)
+        Some(snapshot)
     }
 
     /// Completes what the source tells: with its first whole state, what only the snapshot had goes.
@@ -135,6 +133,7 @@ impl Snapshots {
 mod tests {
     use proptest::prelude::*;
     use towpath_core::generate::world;
+    use towpath_core::model::Object;
 
     use super::*;
 

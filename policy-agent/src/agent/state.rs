@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use towpath_dataplane::link::BridgeSettings;
+use towpath_runtime::file;
 
 use super::cni_store::{CLAIMS, CLAIMS_FRESH, QUEUE};
 use crate::applier::MARKER;
-use crate::snapshot::{SNAPSHOT, SNAPSHOT_FRESH};
+use crate::snapshot::SNAPSHOT;
 
 const LOCK: &str = "agent.lock";
 const CHANGES: &str = "changes.json";
@@ -144,27 +145,16 @@ impl StateDirectory {
 
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        for name in [
-            CHANGES,
-            MARKER,
-            CLAIMS,
-            CLAIMS_FRESH,
-            QUEUE,
-            SNAPSHOT,
-            SNAPSHOT_FRESH,
-            LOCK,
-        ] {
-            let path = self.path.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StateError::File {
-                        action: "remove",
-                        path,
-                        source,
-                    });
-                }
-                _ => {}
-            }
+        let kept =
+            [CHANGES, MARKER, CLAIMS, QUEUE, SNAPSHOT, LOCK].map(|name| self.path.join(name));
+        let left = kept.iter().map(|path| file::unfinished(path));
+        let left = left.chain([self.path.join(CLAIMS_FRESH)]);
+        for path in left.chain(kept.iter().cloned()) {
+            file::remove(&path).map_err(|source| StateError::File {
+                action: "remove",
+                path,
+                source,
+            })?;
         }
         // Files of somebody else keep the directory.
         fs::remove_dir(&self.path).ok();
@@ -174,17 +164,12 @@ impl StateDirectory {
     /// Replaces the file as a whole, so that a crash leaves the old one or the new one.
     fn write(&self) -> Result<(), StateError> {
         let path = self.path.join(CHANGES);
-        let fresh = self.path.join("changes.json.new");
         let text =
             serde_json::to_vec_pretty(&self.changes).map_err(|source| StateError::Content {
                 path: path.clone(),
                 source,
             })?;
-        let written = File::create(&fresh).and_then(|mut file| {
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&fresh, &path)
-        });
+        let written = file::replace(&path, 0o600, |file| file.write_all(&text));
         written.map_err(|source| StateError::File {
             action: "write",
             path,
@@ -273,16 +258,11 @@ mod tests {
         let path = directory.path().join("state");
         let mut state = StateDirectory::open(&path).unwrap();
         state.record_bridge("cni0", OFF).unwrap();
-        for name in [
-            MARKER,
-            CLAIMS,
-            CLAIMS_FRESH,
-            QUEUE,
-            SNAPSHOT,
-            SNAPSHOT_FRESH,
-        ] {
+        for name in [MARKER, CLAIMS, QUEUE, SNAPSHOT] {
             fs::write(path.join(name), "{}").unwrap();
+            fs::write(file::unfinished(&path.join(name)), "{").unwrap();
         }
+        fs::write(path.join(CLAIMS_FRESH), "{").unwrap();
 
         state.remove().unwrap();
 

@@ -4,14 +4,14 @@
 //! would be written with each pod and node, and say nothing after a reboot.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use towpath_runtime::file;
 use tracing::warn;
 
 use super::PodPlaces;
@@ -73,7 +73,7 @@ impl Marker {
         }
     }
 
-    /// Replaces the file as a whole, so that a crash leaves the old one or the new one.
+    /// Replaces the file as a whole.
     fn write(&self, places: &PodPlaces) -> io::Result<()> {
         let content = Content {
             version: VERSION,
@@ -85,24 +85,7 @@ impl Marker {
                 .collect(),
         };
         let text = serde_json::to_vec_pretty(&content)?;
-        let fresh = self.path.with_extension("json.new");
-        // One that a crash left may have other rights.
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)?;
-        match self.path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+        file::replace(&self.path, 0o600, |file| file.write_all(&text))
     }
 }
 
@@ -139,7 +122,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (mut first, before) = Marker::open(directory.path()).unwrap();
         // What a crash left.
-        fs::write(directory.path().join("enforced.json.new"), "{").unwrap();
+        fs::write(file::unfinished(&directory.path().join(MARKER)), "{").unwrap();
 
         first.note(places());
         let (_, after) = Marker::open(directory.path()).unwrap();

@@ -1,6 +1,7 @@
 //! `towpath render`: the nft text that an agent would load. It looks at no kernel.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
@@ -122,7 +123,7 @@ fn render(cluster: Cluster, config: &Config) -> Result<Rendered, CommandError> {
         pod_interfaces: config.pod_bridges.iter().cloned().collect(),
         routed_interfaces: names(routed),
         pod_ports: names(on_bridge),
-        node_addresses,
+        node_addresses: Arc::new(node_addresses),
         ..NodeFacts::default()
     };
     facts

@@ -154,20 +154,16 @@ fn from_endpoint() -> Vec<Rule> {
 
 /// Judges what enters by a pod's interface.
 ///
-/// 1. Encapsulated packets to nodes are dropped, and what makes a pod a router.
-/// 2. A known source is judged, or left alone when nothing restricts it.
-/// 3. An unknown source is dropped.
+/// 1. A known source is judged, or left alone when nothing restricts it; what makes a pod a router is dropped.
+/// 2. An unknown source is dropped.
 fn from_pod(options: &LayoutOptions) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = encapsulated(options)
-        .map(|rule| rule.verdict(jump_to("encapsulation")))
-        .into();
-    rules.extend([
+    let mut rules = vec![
         known(Direction::Egress, IpVersion::V4),
         RuleBuilder::new()
             .one_of(Field::Icmpv6Type, &numbers(&ADVERTISEMENT_TYPES))
             .drop_for(DropReason::Advertisement),
         known(Direction::Egress, IpVersion::V6),
-    ]);
+    ];
     if options.dhcp {
         rules.push(dhcp_request(RuleBuilder::new()));
     }
@@ -188,13 +184,16 @@ fn encapsulated(options: &LayoutOptions) -> [RuleBuilder; 2] {
 /// Judges the destination: the ingress side.
 ///
 /// 1. A known destination is judged, or left alone when nothing restricts it.
-/// 2. Multicast and broadcast of pods were judged at their source; which ports they reach is the bridge table's.
-/// 3. An unknown destination is dropped when a pod's interface or network says that it is ours.
+/// 2. Encapsulated packets of pods to nodes are dropped. No endpoint is a node, so only packets that go elsewhere pay
+///    for the look.
+/// 3. Multicast and broadcast of pods were judged at their source; which ports they reach is the bridge table's.
+/// 4. An unknown destination is dropped when a pod's interface or network says that it is ours.
 fn to_endpoint(options: &LayoutOptions) -> Vec<Rule> {
     let mut rules = vec![
         known(Direction::Ingress, IpVersion::V4),
         known(Direction::Ingress, IpVersion::V6),
     ];
+    rules.extend(encapsulated(options).map(|rule| rule.verdict(jump_to("encapsulation"))));
     rules.extend(to_many().map(|rule| {
         rule.within(Field::InputInterface, SetId::PodInterfaces)
             .verdict(RuleVerdict::Return)
@@ -388,6 +387,7 @@ fn encapsulation() -> Vec<Rule> {
         .map(|version| {
             RuleBuilder::new()
                 .within(destination(version), SetId::NodeAddresses(version))
+                .within(Field::InputInterface, SetId::PodInterfaces)
                 .drop_for(DropReason::Encapsulation)
         })
         .into()

@@ -24,6 +24,7 @@ mod set;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -102,8 +103,9 @@ pub struct NodeFacts {
     pub routed_interfaces: BTreeSet<InterfaceName>,
     /// All ports of pod bridges but the configured uplinks.
     pub pod_ports: BTreeSet<InterfaceName>,
-    /// Addresses of nodes, this one and others: pods may not send encapsulated packets there.
-    pub node_addresses: BTreeSet<IpAddr>,
+    /// Addresses of nodes, this one and others: pods may not send encapsulated packets there. They are many and seldom
+    /// change, so one list is shared by all facts until they do.
+    pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// Addresses of endpoints of this node that are audited: what policy denies them passes.
     pub audited: BTreeSet<IpAddr>,
 }

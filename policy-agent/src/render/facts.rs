@@ -1,11 +1,12 @@
 //! Facts of the node, and what follows from them and the tables, as sets.
 //!
-//! What follows from the node's facts and pod networks is small and seldom changes: it is computed anew and compared.
-//! What follows from the endpoints is kept by interface, since each of its keys begins with one: a pod that comes or
-//! goes costs the keys of its own interface.
+//! Of facts and pod networks only what differs is looked at: there is an address of every node of the cluster among
+//! them. What follows from the endpoints is kept by interface, since each of its keys begins with one: a pod that comes
+//! or goes costs the keys of its own interface.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use towpath_core::model::InterfaceName;
@@ -22,21 +23,22 @@ type Entry = (SetId, SetKey);
 /// Keys of sets without values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FactSets {
-    /// What follows from the node's facts and pod networks.
-    node: BTreeSet<Entry>,
+    facts: NodeFacts,
+    /// Pod networks of this node, none inside of another.
+    networks: BTreeSet<IpNet>,
+    /// The bridge table is told nothing: its ports are not known.
+    is_guard: bool,
     /// What follows from the bindings of one interface.
     ports: BTreeMap<InterfaceName, BTreeSet<Entry>>,
     /// The interfaces to which an address is bound.
     holders: BTreeMap<IpAddr, BTreeSet<InterfaceName>>,
-    /// The endpoints that are audited.
-    audited: BTreeSet<IpAddr>,
 }
 
 impl FactSets {
     pub(super) fn new(tables: &Tables, facts: &NodeFacts) -> Self {
         let mut sets = Self {
-            node: node_entries(tables, facts),
-            audited: facts.audited.clone(),
+            facts: facts.clone(),
+            networks: disjoint(tables.pod_networks.keys().copied()),
             ..Self::default()
         };
         for Binding {
@@ -58,28 +60,39 @@ impl FactSets {
         networks: impl IntoIterator<Item = IpNet>,
         interfaces: &BTreeSet<InterfaceName>,
     ) -> Self {
-        let mut node: BTreeSet<Entry> = of_interfaces(SetId::PodInterfaces, interfaces).collect();
-        node.extend(disjoint(networks).iter().map(|network| {
-            let version = IpVersion::of(network.network());
-            (SetId::PodNetworks(version), range(network))
-        }));
         Self {
-            node,
+            facts: NodeFacts {
+                pod_interfaces: interfaces.clone(),
+                ..NodeFacts::default()
+            },
+            networks: disjoint(networks),
+            is_guard: true,
             ..Self::default()
         }
     }
 
     /// All keys, none of them twice.
-    pub fn entries(&self) -> impl Iterator<Item = (SetId, &SetKey)> {
-        let ports = self.ports.values().flatten();
-        self.node.iter().chain(ports).map(|(set, key)| (*set, key))
+    pub fn entries(&self) -> impl Iterator<Item = (SetId, SetKey)> {
+        let NodeFacts {
+            pod_interfaces,
+            routed_interfaces,
+            pod_ports,
+            node_addresses,
+            audited,
+        } = &self.facts;
+        let interfaces = pod_interfaces.iter().map(pod_interface);
+        interfaces
+            .chain(routed_interfaces.iter().map(routed_interface))
+            .chain(pod_ports.iter().map(pod_port))
+            .chain(node_addresses.iter().map(node_address))
+            .chain(audited.iter().map(audited_endpoint))
+            .chain(self.networks.iter().flat_map(|net| self.network(net)))
+            .chain(self.ports.values().flatten().cloned())
     }
 
     /// Whether there are pod interfaces without a bridge.
     pub(super) fn has_routed_pods(&self) -> bool {
-        self.node
-            .iter()
-            .any(|(set, _)| *set == SetId::RoutedInterfaces)
+        !self.facts.routed_interfaces.is_empty()
     }
 
     /// Follows `phase`, which `tables` contain already, and new facts, and adds to `batch` what differs.
@@ -92,20 +105,73 @@ impl FactSets {
     ) {
         let mut changed: Vec<IpAddr> = phase.ingress.state.keys().copied().collect();
         if let Some(facts) = facts {
-            let node = node_entries(tables, facts);
-            compare(&self.node, &node, batch);
-            self.node = node;
-            changed.extend(self.audited.symmetric_difference(&facts.audited));
-            self.audited.clone_from(&facts.audited);
+            changed.extend(self.facts.audited.symmetric_difference(&facts.audited));
+            self.follow_facts(facts, batch);
+        }
+        if !phase.pod_networks.is_empty() {
+            let networks = disjoint(tables.pod_networks.keys().copied());
+            differ(&self.networks, &networks, |net| self.network(net), batch);
+            self.networks = networks;
         }
         for interface in self.touched(tables, phase, &changed) {
-            let entries = port_entries(tables, &interface, &self.audited);
+            let entries = port_entries(tables, &interface, &self.facts.audited);
             let old = self.ports.remove(&interface).unwrap_or_default();
-            compare(&old, &entries, batch);
+            differ(&old, &entries, |entry| [entry.clone()], batch);
             if !entries.is_empty() {
                 self.ports.insert(interface, entries);
             }
         }
+    }
+
+    fn follow_facts(&mut self, new: &NodeFacts, batch: &mut Batch) {
+        let old = &self.facts;
+        let NodeFacts {
+            pod_interfaces,
+            routed_interfaces,
+            pod_ports,
+            node_addresses,
+            audited,
+        } = new;
+        let routed = (&old.routed_interfaces, routed_interfaces);
+        differ(
+            &old.pod_interfaces,
+            pod_interfaces,
+            |name| [pod_interface(name)],
+            batch,
+        );
+        differ(routed.0, routed.1, |name| [routed_interface(name)], batch);
+        differ(&old.pod_ports, pod_ports, |name| [pod_port(name)], batch);
+        differ(
+            &old.audited,
+            audited,
+            |address| [audited_endpoint(address)],
+            batch,
+        );
+        // One list for as long as no node changes.
+        if !Arc::ptr_eq(&old.node_addresses, node_addresses) {
+            let old = &old.node_addresses;
+            differ(
+                old,
+                node_addresses,
+                |address| [node_address(address)],
+                batch,
+            );
+        }
+        self.facts.clone_from(new);
+    }
+
+    /// A pod network of this node.
+    fn network(&self, network: &IpNet) -> impl Iterator<Item = Entry> + use<> {
+        let version = IpVersion::of(network.network());
+        let sets = [
+            Some(SetId::PodNetworks(version)),
+            (!self.is_guard).then_some(SetId::BridgePodNetworks(version)),
+            (!self.is_guard && version == IpVersion::V6).then_some(SetId::PodTargets),
+        ];
+        let key = range(network);
+        sets.into_iter()
+            .flatten()
+            .map(move |set| (set, key.clone()))
     }
 
     /// The interfaces whose keys may change with `phase` or since `changed` addresses are judged otherwise, after the
@@ -144,36 +210,27 @@ impl FactSets {
     }
 }
 
-/// What follows from the node's facts and pod networks.
-fn node_entries(tables: &Tables, facts: &NodeFacts) -> BTreeSet<Entry> {
-    let NodeFacts {
-        pod_interfaces,
-        routed_interfaces,
-        pod_ports,
-        node_addresses,
-        audited,
-    } = facts;
-    let mut entries: BTreeSet<Entry> = of_interfaces(SetId::PodInterfaces, pod_interfaces)
-        .chain(of_interfaces(SetId::RoutedInterfaces, routed_interfaces))
-        .chain(of_interfaces(SetId::PodPorts, pod_ports))
-        .collect();
-    entries.extend(node_addresses.iter().map(|node| {
-        let set = SetId::NodeAddresses(IpVersion::of(*node));
-        exact(set, [address(*node)])
-    }));
-    entries.extend(audited.iter().map(|endpoint| {
-        let set = SetId::Audited(IpVersion::of(*endpoint));
-        exact(set, [address(*endpoint)])
-    }));
-    for network in disjoint(tables.pod_networks.keys().copied()) {
-        let version = IpVersion::of(network.network());
-        entries.insert((SetId::PodNetworks(version), range(&network)));
-        entries.insert((SetId::BridgePodNetworks(version), range(&network)));
-        if version == IpVersion::V6 {
-            entries.insert((SetId::PodTargets, range(&network)));
-        }
-    }
-    entries
+fn pod_interface(name: &InterfaceName) -> Entry {
+    exact(SetId::PodInterfaces, [interface(name)])
+}
+
+fn routed_interface(name: &InterfaceName) -> Entry {
+    exact(SetId::RoutedInterfaces, [interface(name)])
+}
+
+fn pod_port(name: &InterfaceName) -> Entry {
+    exact(SetId::PodPorts, [interface(name)])
+}
+
+fn node_address(node: &IpAddr) -> Entry {
+    exact(SetId::NodeAddresses(IpVersion::of(*node)), [address(*node)])
+}
+
+fn audited_endpoint(endpoint: &IpAddr) -> Entry {
+    exact(
+        SetId::Audited(IpVersion::of(*endpoint)),
+        [address(*endpoint)],
+    )
 }
 
 /// What follows from the bindings of one interface. Every binding is checked where its kind of interface is: only one
@@ -232,32 +289,30 @@ fn of_interface<'a>(
         .take_while(move |binding| binding.interface == *interface)
 }
 
-fn of_interfaces(set: SetId, names: &BTreeSet<InterfaceName>) -> impl Iterator<Item = Entry> {
-    names.iter().map(move |name| exact(set, [interface(name)]))
-}
-
 fn exact(set: SetId, key: impl Into<Vec<Value>>) -> Entry {
     (set, SetKey::Exact(key.into()))
 }
 
-/// Adds to `batch` what differs.
-fn compare(old: &BTreeSet<Entry>, new: &BTreeSet<Entry>, batch: &mut Batch) {
-    let element = |key: &SetKey| Element {
-        key: key.clone(),
-        value: None,
-    };
-    for (set, key) in old.difference(new) {
-        batch.remove(*set, element(key));
+/// Adds to `batch` the entries of what differs.
+fn differ<T: Ord, E: IntoIterator<Item = Entry>>(
+    old: &BTreeSet<T>,
+    new: &BTreeSet<T>,
+    entries: impl Fn(&T) -> E,
+    batch: &mut Batch,
+) {
+    let element = |key| Element { key, value: None };
+    for (set, key) in old.difference(new).flat_map(&entries) {
+        batch.remove(set, element(key));
     }
-    for (set, key) in new.difference(old) {
-        batch.add(*set, element(key));
+    for (set, key) in new.difference(old).flat_map(&entries) {
+        batch.add(set, element(key));
     }
 }
 
 /// Nested blocks would be refused as overlapping ranges.
-fn disjoint(networks: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
+fn disjoint(networks: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
     let networks: Vec<IpNet> = networks.into_iter().collect();
-    IpNet::aggregate(&networks)
+    IpNet::aggregate(&networks).into_iter().collect()
 }
 
 fn interface(name: &InterfaceName) -> Value {

@@ -123,10 +123,9 @@ pub fn all_elements(tables: &Tables, facts: &FactSets) -> BTreeMap<SetId, Vec<El
         all.entry(set).or_default().push(element);
     });
     for (set, key) in facts.entries() {
-        all.entry(set).or_default().push(Element {
-            key: key.clone(),
-            value: None,
-        });
+        all.entry(set)
+            .or_default()
+            .push(Element { key, value: None });
     }
     all
 }

@@ -220,7 +220,7 @@ pub(crate) fn facts() -> impl Strategy<Value = NodeFacts> {
                     pod_interfaces: names(pod_interfaces),
                     routed_interfaces: names(routed_interfaces),
                     pod_ports: names(pod_ports),
-                    node_addresses,
+                    node_addresses: Arc::new(node_addresses),
                     audited,
                 }
             },
@@ -550,7 +550,7 @@ fn a_small_world_as_text() {
         pod_interfaces: ["cni0".parse().unwrap()].into(),
         routed_interfaces: [].into(),
         pod_ports: ["veth1".parse().unwrap()].into(),
-        node_addresses: [ip("192.0.2.1"), ip("10.244.1.1")].into(),
+        node_addresses: Arc::new([ip("192.0.2.1"), ip("10.244.1.1")].into()),
         audited: [ip("10.244.1.3")].into(),
     };
 
@@ -599,8 +599,8 @@ fn multicast_reaches_ports_of_open_endpoints_only() {
 
     let sets = fact_sets(&tables, &NodeFacts::default());
 
-    let is_open_port = |(set, _): &(SetId, &SetKey)| *set == SetId::OpenPorts;
+    let is_open_port = |(set, _): &(SetId, SetKey)| *set == SetId::OpenPorts;
     let open: Vec<_> = sets.entries().filter(is_open_port).collect();
     let key = SetKey::Exact(vec![Value::Interface("open".into())]);
-    assert_eq!(open, [(SetId::OpenPorts, &key)]);
+    assert_eq!(open, [(SetId::OpenPorts, key)]);
 }

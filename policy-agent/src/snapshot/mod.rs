@@ -11,19 +11,17 @@
 mod writer;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use towpath_core::model::{Cluster, Object};
+use towpath_runtime::file;
 
 pub use writer::SnapshotWriter;
 
 /// Name of the file in the state directory.
 pub const SNAPSHOT: &str = "snapshot.jsonl";
-/// Name that it has until it is whole.
-pub const SNAPSHOT_FRESH: &str = "snapshot.jsonl.new";
 /// Raised when another version would misunderstand the file.
 const VERSION: u32 = 1;
 /// Longest line: the largest object that an API server stores is smaller.
@@ -132,24 +130,11 @@ fn next_line(file: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     Ok(read > 0)
 }
 
-/// Replaces the snapshot as a whole, so that a crash leaves the old one or the new one.
+/// Replaces the snapshot as a whole.
 fn save(state_directory: &Path, node: &str, cluster: &Cluster, written_at: u64) -> io::Result<()> {
-    let fresh = state_directory.join(SNAPSHOT_FRESH);
-    // One that a crash left may have other rights.
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    let mut file = BufWriter::new(file);
-    write(&mut file, node, cluster, written_at)?;
-    file.into_inner()?.sync_all()?;
-    std::fs::rename(&fresh, state_directory.join(SNAPSHOT))?;
-    File::open(state_directory)?.sync_all()
+    file::replace(&state_directory.join(SNAPSHOT), 0o600, |file| {
+        write(file, node, cluster, written_at)
+    })
 }
 
 fn write(file: &mut impl Write, node: &str, cluster: &Cluster, written_at: u64) -> io::Result<()> {

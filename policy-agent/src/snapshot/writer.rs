@@ -1,6 +1,6 @@
 //! When the snapshot is written: soon after the first sync, then at most once a minute, and at the end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,8 @@ pub struct SnapshotWriter {
     due: Option<Instant>,
     /// Not before then.
     earliest: Option<Instant>,
-    running: Option<JoinHandle<()>>,
+    /// Returns whether it could write.
+    running: Option<JoinHandle<bool>>,
 }
 
 impl SnapshotWriter {
@@ -46,19 +47,21 @@ impl SnapshotWriter {
         }
     }
 
-    /// Starts to write if that is due and nothing is being written.
+    /// Starts to write if that is due and nothing is being written. What could not be written is due again.
     pub fn tick(&mut self, cluster: &Cluster, now: Instant) {
-        if self.due.is_none_or(|due| due > now)
-            || self
-                .running
-                .as_ref()
-                .is_some_and(|running| !running.is_finished())
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| !running.is_finished())
         {
+            return;
+        }
+        self.join(now);
+        if self.due.is_none_or(|due| due > now) {
             return;
         }
         self.due = None;
         self.earliest = Some(now + INTERVAL);
-        self.join();
         let (directory, node) = (self.directory.clone(), self.node.clone());
         let cluster = without_interfaces(cluster);
         let started = std::thread::Builder::new()
@@ -66,23 +69,31 @@ impl SnapshotWriter {
             .spawn(move || write(&directory, &node, &cluster));
         match started {
             Ok(running) => self.running = Some(running),
-            Err(error) => warn!(%error, "cannot start to write the snapshot"),
+            Err(error) => {
+                warn!(%error, "cannot start to write the snapshot");
+                self.changed(now);
+            }
         }
     }
 
     /// Writes what has changed since the last snapshot, at the end of the process.
     pub fn finish(&mut self, cluster: &Cluster) {
-        self.join();
+        self.join(Instant::now());
         if self.due.take().is_some() {
             write(&self.directory, &self.node, cluster);
         }
     }
 
-    fn join(&mut self) {
-        if let Some(running) = self.running.take()
-            && running.join().is_err()
-        {
+    fn join(&mut self, now: Instant) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        let is_written = running.join().unwrap_or_else(|_| {
             warn!("writing the snapshot has panicked");
+            false
+        });
+        if !is_written {
+            self.changed(now);
         }
     }
 }
@@ -97,11 +108,13 @@ fn without_interfaces(cluster: &Cluster) -> Cluster {
     }
 }
 
-fn write(directory: &std::path::Path, node: &str, cluster: &Cluster) {
+/// Whether it could be written; says why not.
+fn write(directory: &Path, node: &str, cluster: &Cluster) -> bool {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
-    match save(directory, node, cluster, now) {
+    let outcome = save(directory, node, cluster, now);
+    match &outcome {
         Ok(()) => debug!("the snapshot is written"),
         Err(error) => warn!(
             path = %directory.join(SNAPSHOT).display(),
@@ -109,6 +122,7 @@ fn write(directory: &std::path::Path, node: &str, cluster: &Cluster) {
             "cannot write the snapshot: after a reboot pods stay closed until the API server answers"
         ),
     }
+    outcome.is_ok()
 }
 
 #[cfg(test)]
@@ -126,19 +140,36 @@ mod tests {
         writer.changed(start);
         writer.changed(start + SETTLE);
         writer.tick(&cluster, start + SETTLE / 2);
-        writer.join();
+        writer.join(start);
         let is_early = path.exists();
         writer.tick(&cluster, start + SETTLE);
-        writer.join();
+        writer.join(start);
         let is_written = path.exists();
         std::fs::remove_file(&path).unwrap();
         writer.changed(start + SETTLE);
         writer.tick(&cluster, start + 3 * SETTLE);
-        writer.join();
+        writer.join(start);
         let is_again = path.exists();
         writer.finish(&cluster);
 
         assert_eq!((is_early, is_written, is_again), (false, true, false));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_tried_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        let mut writer = SnapshotWriter::new(&directory, "n");
+        let (start, cluster) = (Instant::now(), Cluster::default());
+        writer.changed(start);
+        writer.tick(&cluster, start + SETTLE);
+        writer.join(start + SETTLE);
+        std::fs::create_dir(&directory).unwrap();
+
+        writer.tick(&cluster, start + SETTLE + INTERVAL);
+        writer.join(start + SETTLE + INTERVAL);
+
+        assert!(directory.join(SNAPSHOT).exists());
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn facts() -> NodeFacts {
         pod_ports: ["va", "vb", "vr", "vo", "vu"]
             .map(|name| name.parse().expect("a name, a block"))
             .into(),
-        node_addresses: [NODE.into(), ip6(NODE6).into(), OUTSIDE.into()].into(),
+        node_addresses: Arc::new([NODE.into(), ip6(NODE6).into(), OUTSIDE.into()].into()),
         audited: BTreeSet::new(),
     }
 }

@@ -236,6 +236,11 @@ impl Index {
         self.bound.get(interface).map_or(&[], Vec::as_slice)
     }
 
+    /// The interfaces that live endpoints name, and these endpoints.
+    pub(super) fn named_interfaces(&self) -> impl Iterator<Item = (&InterfaceName, &[EndpointId])> {
+        self.bound.iter().map(|(name, ids)| (name, ids.as_slice()))
+    }
+
     /// The numbers that somebody serves under a name.
     pub(super) fn numbers(&self, name: &str) -> impl Iterator<Item = (Protocol, u16)> {
         self.numbers

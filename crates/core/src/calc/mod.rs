@@ -37,8 +37,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smol_str::SmolStr;
 
 use crate::model::{
-    Cluster, Direction, Endpoint, EndpointId, EndpointKind, MacAddress, Object, ObservedInterface,
-    Policy, Update,
+    Cluster, Direction, Endpoint, EndpointId, EndpointKind, InterfaceName, MacAddress, Object,
+    ObservedInterface, Policy, Update,
 };
 use crate::tables::{Binding, ClassId, Delta, Phase, Tables};
 use blocks::Blocks;
@@ -329,6 +329,18 @@ impl CalcGraph {
             return None;
         };
         Some((&endpoint.id, &local.binding))
+    }
+
+    /// The interfaces that live endpoints of this node name.
+    pub fn named_interfaces(&self) -> impl Iterator<Item = &InterfaceName> {
+        let is_here = |id: &EndpointId| {
+            let endpoint = self.cluster.endpoints.get(id);
+            endpoint.is_some_and(|endpoint| self.reader().is_here(endpoint))
+        };
+        self.index
+            .named_interfaces()
+            .filter(move |(_, ids)| ids.iter().any(is_here))
+            .map(|(name, _)| name)
     }
 
     /// The addresses that are programmed here with their owners, as the last flush left them.

@@ -5,12 +5,13 @@
 //! containerd looks again when a name goes, not when one comes.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use towpath_runtime::file;
 
 use super::chain::{self, ChainError, ConfigurationFile, DROP_IN, PLUGIN};
 
@@ -197,18 +198,7 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
     if is_so {
         return Ok(false);
     }
-    let fresh = hidden(path);
-    let written = File::create(&fresh).and_then(|mut file| {
-        file.write_all(content)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&fresh, path)
-    });
-    if let Err(error) = written {
-        fs::remove_file(&fresh).ok();
-        return Err(failed("write", path)(error));
-    }
+    file::replace(path, mode, |file| file.write_all(content)).map_err(failed("write", path))?;
     Ok(true)
 }
 
