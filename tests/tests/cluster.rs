@@ -5,14 +5,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
+use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{KubernetesConfig, Rules};
-use towpath_tests::cni::PluginSet;
-use towpath_tests::lab::{Backend, Lab, LabConfig, PodSpec};
-use towpath_tests::matrix::Matrix;
+use towpath_tests::cni::{BRIDGE, NETWORK_NAME, PluginSet, invoke};
+use towpath_tests::frame::Mac;
+use towpath_tests::lab::{Backend, Lab, LabConfig, Node, Pod, PodSpec};
+use towpath_tests::matrix::{Flow, Matrix};
 use towpath_tests::probe::{Outcome, Patience, Target, probe};
-use towpath_tests::require;
 use towpath_tests::stage::{Stage, allow_http, deny_ingress};
 use towpath_tests::wait::{PATIENCE, until};
+use towpath_tests::{program, require};
 
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -172,6 +174,128 @@ fn agents_enforce_what_is_applied_to_the_api_server() {
     stage.remove("allow").unwrap();
 
     stage.settle(|_| true).unwrap();
+}
+
+/// What the policies of the test below allow.
+fn db_reaches_web(flow: &Flow<'_>) -> bool {
+    let is_allowed =
+        flow.from.id() == "shop/db" && flow.to.id() == "shop/web" && flow.target.port == 80;
+    flow.to.spec.namespace != "shop" || is_allowed
+}
+
+/// Takes our tables from a node, as a reboot does.
+fn forget_tables(node: &Node) {
+    for family in ["inet", "bridge"] {
+        let mut nft = Command::new("nft");
+        let delete = nft.args(["delete", "table", family, "towpath"]);
+        node.namespace.run(delete).unwrap();
+    }
+}
+
+/// Announces a pod of the lab to its node's agent, as the chained plugin does when a kubelet starts the pod's sandbox
+/// (again); what the plugin printed, if it did not agree.
+fn announce(lab: &Lab, pod: &Pod) -> Result<(), String> {
+    let text = |mac: &Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let folder = lab.folder().join(&pod.spec.node);
+    let result = json!({
+        "cniVersion": "0.3.1",
+        "interfaces": [
+            { "name": BRIDGE },
+            { "name": pod.host_interface },
+            { "name": "eth0", "mac": text(&pod.mac), "sandbox": pod.sandbox.path },
+        ],
+        "ips": [{ "version": "4", "interface": 2, "address": format!("{}/24", pod.ipv4().unwrap()) }],
+    });
+    let configuration = json!({
+        "cniVersion": "0.3.1",
+        "name": NETWORK_NAME,
+        "type": "towpath-cni",
+        "socket": folder.join("towpath.sock"),
+        "queue": folder.join("state/cni-deletions"),
+        "prevResult": result,
+    });
+    // Built beside the agent.
+    let plugin = program::towpath().unwrap().with_file_name("towpath-cni");
+    let node = lab.node(&pod.spec.node).unwrap();
+    let configuration = configuration.to_string();
+    let output = invoke(
+        &node.namespace,
+        &plugin,
+        &pod.sandbox,
+        "ADD",
+        &configuration,
+    )
+    .expect("towpath-cni starts; is it built? cargo build -p towpath-cni");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    output.status.success().then_some(()).ok_or(printed)
+}
+
+#[test]
+fn a_rebooted_node_enforces_its_snapshot_before_its_api_server_answers() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        CniModulePlugins,
+        Vxlan,
+        BridgeNetfilter,
+        Nft
+    );
+    let mut stage = Stage::new(&kubernetes(KubernetesConfig::default())).unwrap();
+    stage.write("deny", &deny_ingress("shop")).unwrap();
+    stage
+        .write("allow", &allow_http("shop", "web", "db"))
+        .unwrap();
+    stage.start_agents(&AgentOptions::default()).unwrap();
+    stage.settle(db_reaches_web).unwrap();
+    let snapshot = stage.lab.folder().join("node-a/state/snapshot.jsonl");
+    until("the snapshot", PATIENCE, || {
+        let text = std::fs::read_to_string(&snapshot).unwrap_or_default();
+        Ok(text.contains("web-for-db"))
+    })
+    .unwrap();
+
+    stage.lab.cluster_mut().unwrap().plane.stop_server();
+    // Agents are in the order of the nodes.
+    stage.agents.remove(0).kill().unwrap();
+    forget_tables(stage.lab.node("node-a").unwrap());
+    // Nothing protects the pods of node-a, and the prober sees it.
+    let is_open = |flow: &Flow<'_>| flow.to.spec.node == "node-a" || db_reaches_web(flow);
+    stage.hold(is_open).unwrap();
+
+    let agent = Agent::start(&stage.lab, "node-a", &AgentOptions::default()).unwrap();
+    until("the agent's metrics", PATIENCE, || {
+        Ok(agent.metrics().is_ok())
+    })
+    .unwrap();
+    stage.agents.insert(0, agent);
+    // Whose an address is nobody has said since the start, so it is nobody's.
+    let is_away = |pod: &Pod| pod.spec.node == "node-a";
+    stage
+        .settle(|flow| !is_away(flow.from) && !is_away(flow.to) && db_reaches_web(flow))
+        .unwrap();
+    for id in ["shop/web", "shop/api"] {
+        let pod = stage.lab.pod(id).unwrap();
+        announce(&stage.lab, pod).unwrap();
+    }
+    stage.hold(db_reaches_web).unwrap();
+    let ready = stage.agents[0].metric("towpath_agent_ready").unwrap();
+    assert_eq!(ready.to_bits(), 0.0_f64.to_bits(), "the API server is away");
+
+    stage
+        .lab
+        .cluster_mut()
+        .unwrap()
+        .plane
+        .start_server()
+        .unwrap();
+    stage.agents[0].wait_ready().unwrap();
+    stage.hold(db_reaches_web).unwrap();
+    stage.remove("allow").unwrap();
+    stage
+        .settle(|flow| flow.to.spec.namespace != "shop")
+        .unwrap();
 }
 
 #[test]

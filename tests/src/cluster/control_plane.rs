@@ -218,9 +218,18 @@ impl ControlPlane {
             "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": name } }],
             "current-context": "lab",
         });
-        let path = self.folder.join(format!("{name}.kubeconfig"));
+        let path = self.place_of_kubeconfig(name);
         fs::write(&path, serde_json::to_string_pretty(&config)?)?;
         Ok(path)
+    }
+
+    /// Where [`ControlPlane::write_kubeconfig`] has written a kubeconfig of this name, if it has.
+    pub fn written_kubeconfig(&self, name: &str) -> Option<PathBuf> {
+        Some(self.place_of_kubeconfig(name)).filter(|path| path.exists())
+    }
+
+    fn place_of_kubeconfig(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.kubeconfig"))
     }
 
     /// Waits until the controllers have given a namespace its service account: before that it takes no pods.

@@ -180,11 +180,15 @@ impl Cluster {
         found.with_context(|| format!("{node} has no kube-proxy"))
     }
 
-    /// A kubeconfig with a token of the agent's account, for one node's agent.
+    /// A kubeconfig with a token of the agent's account, for one node's agent. The token is asked for once: an agent
+    /// may start again while the API server is away.
     pub fn agent_kubeconfig(&self, node: &str) -> Result<PathBuf> {
+        let file = format!("agent-{node}");
+        if let Some(written) = self.plane.written_kubeconfig(&file) {
+            return Ok(written);
+        }
         let (namespace, name) = account_in(&agent_account()?)?;
         let token = self.api().service_token(&namespace, &name)?;
-        let file = format!("agent-{node}");
         self.plane
             .write_kubeconfig(&file, View::Lab, Credential::Token(&token))
     }
