@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{KubernetesConfig, Rules};
@@ -19,7 +20,7 @@ use towpath_tests::{program, require};
 const SETTLE: Duration = Duration::from_secs(20);
 
 /// Two pods on node-a, one on node-b, of namespace shop.
-fn three_pods(config: &LabConfig) -> anyhow::Result<Lab> {
+fn three_pods(config: &LabConfig) -> Result<Lab> {
     let mut lab = Lab::new(config)?;
     lab.write_namespace("shop", &[("team", "shop")])?;
     for (name, node) in [("web", "node-a"), ("api", "node-a"), ("db", "node-b")] {
@@ -184,18 +185,20 @@ fn db_reaches_web(flow: &Flow<'_>) -> bool {
 }
 
 /// Takes our tables from a node, as a reboot does.
-fn forget_tables(node: &Node) {
+fn forget_tables(node: &Node) -> Result<()> {
     for family in ["inet", "bridge"] {
         let mut nft = Command::new("nft");
         let delete = nft.args(["delete", "table", family, "towpath"]);
-        node.namespace.run(delete).unwrap();
+        node.namespace.run(delete)?;
     }
+    Ok(())
 }
 
 /// Announces a pod of the lab to its node's agent, as the chained plugin does when a kubelet starts the pod's sandbox
-/// (again); what the plugin printed, if it did not agree.
-fn announce(lab: &Lab, pod: &Pod) -> Result<(), String> {
+/// (again), and waits for its answer.
+fn announce(lab: &Lab, pod: &Pod) -> Result<()> {
     let text = |mac: &Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let address = pod.ipv4()?;
     let folder = lab.folder().join(&pod.spec.node);
     let result = json!({
         "cniVersion": "0.3.1",
@@ -204,7 +207,7 @@ fn announce(lab: &Lab, pod: &Pod) -> Result<(), String> {
             { "name": pod.host_interface },
             { "name": "eth0", "mac": text(&pod.mac), "sandbox": pod.sandbox.path },
         ],
-        "ips": [{ "version": "4", "interface": 2, "address": format!("{}/24", pod.ipv4().unwrap()) }],
+        "ips": [{ "version": "4", "interface": 2, "address": format!("{address}/24") }],
     });
     let configuration = json!({
         "cniVersion": "0.3.1",
@@ -215,19 +218,22 @@ fn announce(lab: &Lab, pod: &Pod) -> Result<(), String> {
         "prevResult": result,
     });
     // Built beside the agent.
-    let plugin = program::towpath().unwrap().with_file_name("towpath-cni");
-    let node = lab.node(&pod.spec.node).unwrap();
-    let configuration = configuration.to_string();
+    let plugin = program::towpath()?.with_file_name("towpath-cni");
+    let node = lab.node(&pod.spec.node)?;
     let output = invoke(
         &node.namespace,
         &plugin,
         &pod.sandbox,
         "ADD",
-        &configuration,
+        &configuration.to_string(),
     )
-    .expect("towpath-cni starts; is it built? cargo build -p towpath-cni");
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    output.status.success().then_some(()).ok_or(printed)
+    .context("cannot start towpath-cni; is it built? cargo build -p towpath-cni")?;
+    ensure!(
+        output.status.success(),
+        "towpath-cni refused: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(())
 }
 
 #[test]
@@ -259,7 +265,7 @@ fn a_rebooted_node_enforces_its_snapshot_before_its_api_server_answers() {
     stage.lab.cluster_mut().unwrap().plane.stop_server();
     // Agents are in the order of the nodes.
     stage.agents.remove(0).kill().unwrap();
-    forget_tables(stage.lab.node("node-a").unwrap());
+    forget_tables(stage.lab.node("node-a").unwrap()).unwrap();
     // Nothing protects the pods of node-a, and the prober sees it.
     let is_open = |flow: &Flow<'_>| flow.to.spec.node == "node-a" || db_reaches_web(flow);
     stage.hold(is_open).unwrap();
