@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use crate::convert::{convert_known, syntax_fault};
-use crate::fault::{Complaint, Faults};
+use crate::fault::{Complaint, Fault, Faults, Severity};
 use crate::outcome::{Kind, Outcome};
 use crate::value::{Content, Value};
 use crate::yaml::SyntaxError;
@@ -46,8 +46,10 @@ struct Inner<'a> {
     resource_version: Option<Cow<'a, str>>,
 }
 
-/// Reads the header of an object; why there is none, if it cannot be told which object this is.
-pub fn read_header(bytes: &[u8]) -> Result<Header<'_>, String> {
+/// Reads the header of an object of this kind; why there is none, if it cannot be told which object this is. A
+/// manifest without a namespace is of `default`; from the API server it is nobody's: taken for one of `default`, a
+/// policy would open, and a pod would be let in, where it was not meant to.
+pub fn read_header(kind: Kind, bytes: &[u8]) -> Result<Header<'_>, String> {
     let outer: Outer<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let inner = outer.metadata.unwrap_or_default();
     let version = inner.resource_version.as_deref().unwrap_or_default();
@@ -56,8 +58,15 @@ pub fn read_header(bytes: &[u8]) -> Result<Header<'_>, String> {
         .map_err(|_| format!("the resourceVersion {version:?} is no number"))?;
     let name = inner.name.filter(|name| is_path_segment(name));
     let namespace = inner.namespace.unwrap_or_default();
-    if !namespace.is_empty() && !is_path_segment(&namespace) {
-        return Err("the namespace could not stand in a path".to_owned());
+    match (kind.is_namespaced(), namespace.is_empty()) {
+        (true, true) => return Err("the object has no namespace".to_owned()),
+        (false, false) => {
+            return Err("the object has a namespace, and its kind has none".to_owned());
+        }
+        (true, false) if !is_path_segment(&namespace) => {
+            return Err("the namespace could not stand in a path".to_owned());
+        }
+        _ => {}
     }
     Ok(Header {
         namespace,
@@ -77,7 +86,12 @@ fn is_path_segment(name: &str) -> bool {
 pub fn read_json(kind: Kind, header: &Header<'_>, bytes: &[u8]) -> Outcome {
     let faults = Faults::default();
     match serde_json::from_slice::<Value<'_>>(bytes) {
-        Ok(value) => convert_known(kind, &value, faults),
+        Ok(value) => {
+            if kind == Kind::Pod && !has(&value, "spec") {
+                faults.push(missing_spec());
+            }
+            convert_known(kind, &value, faults)
+        }
         Err(error) => {
             let complaint = Complaint::new(
                 format!("the object cannot be read: {error}"),
@@ -86,6 +100,28 @@ pub fn read_json(kind: Kind, header: &Header<'_>, bytes: &[u8]) -> Outcome {
             faults.push(syntax_fault(&SyntaxError { line: 0, complaint }));
             convert_known(kind, &header_only(header), faults)
         }
+    }
+}
+
+/// Whether an object has a field with something in it.
+fn has(object: &Value<'_>, field: &str) -> bool {
+    match &object.content {
+        Content::Map(entries) => entries
+            .iter()
+            .any(|(key, value)| key == field && !value.is_null()),
+        _ => false,
+    }
+}
+
+/// The API server demands `spec` of every pod. Taken for a pod without a node, the object would take the pod's address out
+/// of the rules that deny it.
+fn missing_spec() -> Fault {
+    Fault {
+        severity: Severity::Error,
+        path: "spec".to_owned(),
+        line: 0,
+        message: "the pod has no spec".to_owned(),
+        advice: "look at it with kubectl get -o json, and replace it".to_owned(),
     }
 }
 

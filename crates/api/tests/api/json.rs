@@ -6,7 +6,7 @@ use towpath_core::model::{NamespaceMatch, Selector};
 use super::single;
 
 fn read(kind: Kind, text: &str) -> Outcome {
-    let header = read_header(text.as_bytes()).expect("it has a header");
+    let header = read_header(kind, text.as_bytes()).expect("it has a header");
     read_json(kind, &header, text.as_bytes())
 }
 
@@ -63,7 +63,7 @@ fn items_of_a_list_need_no_kind() {
 #[test]
 fn the_header_names_an_object_and_its_version() {
     let text = POLICY.as_bytes();
-    let header = read_header(text).unwrap();
+    let header = read_header(Kind::NetworkPolicy, text).unwrap();
 
     assert_eq!(
         (
@@ -92,7 +92,46 @@ fn what_has_no_name_or_version_has_no_header() {
         r#"{"metadata":{"name":"..","resourceVersion":"7"}}"#,
         r#"{"metadata":{"name":"a","namespace":"b/c","resourceVersion":"7"}}"#,
     ] {
-        assert!(read_header(text.as_bytes()).is_err(), "{text}");
+        for kind in [Kind::NetworkPolicy, Kind::Node] {
+            assert!(read_header(kind, text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_of_a_namespace_that_is_not_named() {
+    let without = r#"{"metadata":{"name":"a","resourceVersion":"7"}}"#;
+    let with = r#"{"metadata":{"name":"a","namespace":"b","resourceVersion":"7"}}"#;
+    for (kind, is_cluster_wide) in [
+        (Kind::Pod, false),
+        (Kind::NetworkPolicy, false),
+        (Kind::Namespace, true),
+        (Kind::Node, true),
+        (Kind::ClusterNetworkPolicy, true),
+    ] {
+        let is_header = |text: &str| read_header(kind, text.as_bytes()).is_ok();
+
+        assert_eq!(is_header(without), is_cluster_wide, "{kind:?}");
+        assert_eq!(is_header(with), !is_cluster_wide, "{kind:?}");
+        assert!(
+            is_cluster_wide || !is_header(&with.replace(r#""b""#, "null")),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn a_pod_without_a_spec_is_bad_and_no_pod_without_a_node() {
+    let text = r#"{"metadata":{"name":"a","namespace":"b","resourceVersion":"7"},"spec":{}}"#;
+    assert!(matches!(read(Kind::Pod, text), Outcome::Object { .. }));
+
+    for spec in ["", r#","spec":null"#] {
+        let found = read(Kind::Pod, &text.replace(r#","spec":{}"#, spec));
+
+        let Outcome::Bad(bad) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(bad.faults[0].path, "spec");
     }
 }
 

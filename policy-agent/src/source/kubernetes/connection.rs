@@ -456,7 +456,7 @@ fn read_event(resource: Resource, line: &[u8]) -> Result<Event, Failure> {
     match line.r#type {
         "ADDED" | "MODIFIED" => Ok(Event::There(Item::read(resource, object).map_err(unnamed)?)),
         "DELETED" => {
-            let header = towpath_api::read_header(object).map_err(unnamed)?;
+            let header = towpath_api::read_header(resource.kind(), object).map_err(unnamed)?;
             Ok(Event::Gone {
                 name: name(&header),
                 version: header.version,

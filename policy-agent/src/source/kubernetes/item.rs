@@ -21,7 +21,7 @@ pub(super) struct Item {
 impl Item {
     /// Reads an object; an error only where it cannot be told which object it is.
     pub(super) fn read(resource: Resource, bytes: &[u8]) -> Result<Self, String> {
-        let header = read_header(bytes)?;
+        let header = read_header(resource.kind(), bytes)?;
         Ok(Self {
             name: name(&header),
             uid: hash(&header.uid),
