@@ -9,6 +9,7 @@ use towpath_dataplane::nflog::DeniedPacket;
 use super::cni::CniRequest;
 use super::interfaces::InterfaceChange;
 use crate::applier::{Applied, ApplyError, Drift};
+use crate::source::Tally;
 
 use super::report::{Class, Denied, Endpoint, Policy, Problem, Status};
 
@@ -59,6 +60,8 @@ pub(super) struct SourceChange {
     pub(super) problems: Vec<Problem>,
     /// Whether the source is in sync; else why not.
     pub(super) sync: Result<(), String>,
+    /// What is only counted.
+    pub(super) tally: Tally,
     /// When the change was noticed.
     pub(super) at: Instant,
 }

@@ -247,8 +247,10 @@ impl GraphThread {
             mut updates,
             problems,
             sync,
+            tally,
             at,
         } = change;
+        self.parts.metrics.count_tally(&tally);
         self.parts
             .snapshots
             .complete(&mut updates, sync.is_ok(), self.graph.cluster());

@@ -12,6 +12,7 @@ use towpath_runtime::process::Memory;
 use towpath_runtime::readiness::Readiness;
 
 use super::denied::Reason;
+use crate::source::Tally;
 
 /// Who told of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub(super) struct Metrics {
     cni_claims: Gauge,
     cni_waiting: Gauge,
     problems: Family<KindLabel, Gauge>,
+    malformed: Family<KindLabel, Counter>,
+    expired: Family<KindLabel, Counter>,
 }
 
 /// Upper bounds of buckets, in seconds: 50 us to 10 s.
@@ -129,6 +132,8 @@ impl Metrics {
             cni_claims: Gauge::default(),
             cni_waiting: Gauge::default(),
             problems: Family::default(),
+            malformed: Family::default(),
+            expired: Family::default(),
         };
         metrics.register_all(registry);
         registry.register_collector(Box::new(Process { readiness }));
@@ -148,6 +153,8 @@ impl Metrics {
         registry.register("cni_claims", "Pods that have addresses from the CNI plugin and not yet from the source", self.cni_claims.clone());
         registry.register("cni_waiting", "Pods that are held back until their policy is in force", self.cni_waiting.clone());
         registry.register("source_problems", "Objects with faults, by kind", self.problems.clone());
+        registry.register("source_malformed_objects", "Versions of objects from the API server that could not be understood, by kind", self.malformed.clone());
+        registry.register("source_expired_watches", "Watches that the API server could not go on with (410), by kind; a list followed each", self.expired.clone());
         registry.register_with_unit("dataplane_commit", "Time of one commit to the kernel", Unit::Seconds, self.commit_seconds.clone());
         registry.register("dataplane_commits", "Commits by result", self.commits.clone());
         registry.register("dataplane_pending_generations", "Flushes that the kernel does not have yet", self.pending_generations.clone());
@@ -190,6 +197,18 @@ impl Metrics {
                 reason: reason.name,
             })
             .inc_by(packets);
+    }
+
+    /// Adds what a source has counted.
+    pub(super) fn count_tally(&self, tally: &Tally) {
+        for (family, counts) in [
+            (&self.malformed, &tally.malformed),
+            (&self.expired, &tally.expired),
+        ] {
+            for (&kind, &count) in counts {
+                family.get_or_create(&KindLabel { kind }).inc_by(count);
+            }
+        }
     }
 
     pub(super) fn set_endpoints(&self, state: &'static str, count: usize) {
@@ -262,6 +281,10 @@ mod tests {
         };
         metrics.count_denied(policy, 2);
         metrics.set_endpoints("programmed", 5);
+        metrics.count_tally(&Tally {
+            malformed: [("Pod", 2)].into(),
+            expired: [("Node", 1)].into(),
+        });
         metrics.programming_latency_seconds.observe(0.000_4);
 
         let mut text = String::new();
@@ -272,6 +295,8 @@ mod tests {
             "towpath_dataplane_commits_total{result=\"done\"} 1",
             "towpath_denied_packets_total{reason=\"policy\"} 2",
             "towpath_graph_endpoints{state=\"programmed\"} 5",
+            "towpath_source_malformed_objects_total{kind=\"Pod\"} 2",
+            "towpath_source_expired_watches_total{kind=\"Node\"} 1",
             "towpath_agent_programming_latency_seconds_bucket{le=\"0.0005\"} 1",
             "towpath_agent_ready 1",
         ] {

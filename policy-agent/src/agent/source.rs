@@ -106,6 +106,7 @@ fn change(batch: Batch) -> SourceChange {
             SourceState::InSync => Ok(()),
             SourceState::NotInSync { reason } => Err(reason),
         },
+        tally: batch.tally,
         at: batch.received,
     }
 }

@@ -87,6 +87,7 @@ impl Running {
             updates,
             problems: Vec::new(),
             sync: sync.map_err(str::to_owned),
+            tally: crate::source::Tally::default(),
             at: Instant::now(),
         }));
     }

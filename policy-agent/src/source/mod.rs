@@ -16,6 +16,7 @@ mod namespaces;
 mod read;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use towpath_core::model::Update;
@@ -45,6 +46,15 @@ impl SourceState {
     }
 }
 
+/// What happened at a source since its last batch, by kind; for counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Versions of objects that could not be read as what they should be.
+    pub malformed: BTreeMap<&'static str, u64>,
+    /// Watches that the server could not go on with, because it no longer knows where they stood; a list follows.
+    pub expired: BTreeMap<&'static str, u64>,
+}
+
 /// One step of a source. The first is the whole state.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -60,4 +70,6 @@ pub struct Batch {
     pub objects: usize,
     /// Manifest files.
     pub files: usize,
+    /// What is only counted. Of a folder nothing is: the same text may be read many times.
+    pub tally: Tally,
 }

@@ -1,5 +1,6 @@
 //! A followed cluster: what the source under test has told, and in which order.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -29,6 +30,10 @@ pub(crate) struct Told {
     pub(crate) pods: Vec<(EndpointId, Vec<PolicyId>, Instant)>,
     /// How often something was told.
     pub(crate) batches: usize,
+    /// Bad versions by kind.
+    pub(crate) malformed: BTreeMap<&'static str, u64>,
+    /// Watches that the server could not go on with, by kind.
+    pub(crate) expired: BTreeMap<&'static str, u64>,
 }
 
 /// A source that runs.
@@ -48,6 +53,8 @@ impl Follow {
             removed: Vec::new(),
             pods: Vec::new(),
             batches: 0,
+            malformed: BTreeMap::new(),
+            expired: BTreeMap::new(),
         }));
         let teller = told.clone();
         let emit = move |batch: Batch| take(&mut teller.lock().expect("no holder panics"), batch);
@@ -68,6 +75,25 @@ impl Follow {
             let told = self.told();
             panic!("{error:#}; {:?}, {:#?}", told.state, told.findings);
         }
+    }
+
+    pub(crate) fn wait_policy(&self, namespace: &str, name: &str) {
+        let id = policy_id(namespace, name);
+        self.wait(&format!("policy {id}"), |told| {
+            told.cluster.policies.contains_key(&id)
+        });
+    }
+
+    /// Every removal of a policy of a namespace.
+    pub(crate) fn removed_policies(&self, namespace: &str) -> Vec<PolicyId> {
+        let told = self.told();
+        let ids = told.removed.iter().filter_map(|key| match key {
+            ObjectKey::Policy(id) => Some(id),
+            _ => None,
+        });
+        ids.filter(|id| id.namespace == namespace)
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn wait_in_sync(&self) {
@@ -99,6 +125,14 @@ fn take(told: &mut Told, batch: Batch) {
             Update::Upsert(_) => {}
         }
         told.cluster.apply(update);
+    }
+    for (sums, counts) in [
+        (&mut told.malformed, batch.tally.malformed),
+        (&mut told.expired, batch.tally.expired),
+    ] {
+        for (kind, count) in counts {
+            *sums.entry(kind).or_default() += count;
+        }
     }
     told.state = batch.state;
     told.findings = batch.findings;

@@ -21,6 +21,8 @@ struct Rules {
     changes: Vec<(String, String)>,
     /// All clients' connections.
     clients: Vec<TcpStream>,
+    /// Whether new connections are closed unheard.
+    refuses: bool,
     has_ended: bool,
 }
 
@@ -119,6 +121,17 @@ impl Proxy {
         self.shared.rules().changes.clear();
     }
 
+    /// Breaks every connection, and every new one, as if the server were away.
+    pub(crate) fn refuse(&self) {
+        self.shared.rules().refuses = true;
+        self.cut();
+    }
+
+    /// Passes connections on again.
+    pub(crate) fn accept(&self) {
+        self.shared.rules().refuses = false;
+    }
+
     /// Breaks every connection.
     pub(crate) fn cut(&self) {
         for client in self.shared.rules().clients.drain(..) {
@@ -146,7 +159,13 @@ struct Upstream {
 
 /// One request; the connection ends with its answer.
 fn serve(mut client: TcpStream, shared: &Shared, upstream: &Upstream) -> Result<()> {
-    shared.rules().clients.push(client.try_clone()?);
+    {
+        let mut rules = shared.rules();
+        if rules.refuses {
+            return Ok(());
+        }
+        rules.clients.push(client.try_clone()?);
+    }
     let (path, token) = head(&client)?;
     let is_watch = path.contains("watch=true");
     let url = format!("{}{path}", upstream.server);

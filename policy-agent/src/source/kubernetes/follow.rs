@@ -132,6 +132,7 @@ impl Follower {
                 Ok(Next::Watch) => {}
                 Ok(Next::List) => return Ok(()),
                 Err(Failure::Gone) => {
+                    self.tell(Input::Expired(self.resource)).await?;
                     sleep(retry.next(random())).await;
                     return Ok(());
                 }

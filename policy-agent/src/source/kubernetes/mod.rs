@@ -40,7 +40,7 @@ use self::connection::{Connection, Failure, Timing};
 use self::follow::{Follower, Heard};
 use self::resource::Resource;
 use self::world::{Input, Page, Read, Step, World};
-use super::{Batch, Loaded};
+use super::{Batch, Loaded, Tally};
 
 /// What was heard and is not taken in yet, in messages; a page of a list is one.
 const QUEUE: usize = 64;
@@ -270,6 +270,7 @@ impl<E: FnMut(Batch)> Owner<E> {
             is_news,
             reads,
             found,
+            tally,
         } = self.world.step();
         for read in reads {
             let (connection, sender) = (self.connection.clone(), self.sender.clone());
@@ -278,11 +279,11 @@ impl<E: FnMut(Batch)> Owner<E> {
         if found.is_some() {
             self.found.notify_one();
         }
-        self.tell(updates, is_news, received);
+        self.tell(updates, tally, is_news, received);
     }
 
-    fn tell(&mut self, updates: Vec<Update>, is_news: bool, received: Instant) {
-        if updates.is_empty() && !is_news {
+    fn tell(&mut self, updates: Vec<Update>, tally: Tally, is_news: bool, received: Instant) {
+        if updates.is_empty() && !is_news && tally == Tally::default() {
             return;
         }
         (self.emit)(Batch {
@@ -292,6 +293,7 @@ impl<E: FnMut(Batch)> Owner<E> {
             received,
             objects: self.world.objects(),
             files: 0,
+            tally,
         });
     }
 }

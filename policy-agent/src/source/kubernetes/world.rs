@@ -16,7 +16,7 @@ use super::collection::{Collection, Offered, Standing};
 use super::faults::Faults;
 use super::item::{Item, hash};
 use super::resource::Resource;
-use crate::source::{Finding, KeptNamespaces, SourceState};
+use crate::source::{Finding, KeptNamespaces, SourceState, Tally};
 
 /// What the shell has heard.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(super) enum Input {
     Event(Resource, Event),
     /// A kind cannot be followed at the moment.
     Trouble(Resource, String),
+    /// The API server has forgotten where the watch of a kind stood (410): a list follows.
+    Expired(Resource),
     /// It can again.
     Healthy(Resource),
     /// The answer to a read.
@@ -97,6 +99,7 @@ pub(super) struct Step {
     pub(super) reads: Vec<Read>,
     /// A kind that was missing seems to be there.
     pub(super) found: Option<Resource>,
+    pub(super) tally: Tally,
 }
 
 /// A pod that is not let in yet.
@@ -158,6 +161,10 @@ impl World {
             Input::Trouble(resource, reason) => {
                 self.step.is_news = true;
                 self.trouble.insert(resource, reason);
+            }
+            Input::Expired(resource) => {
+                let expired = &mut self.step.tally.expired;
+                *expired.entry(resource.kind().name()).or_default() += 1;
             }
             Input::Healthy(resource) => {
                 self.step.is_news |= self.trouble.remove(&resource).is_some();
@@ -245,6 +252,7 @@ impl World {
             self.step.is_news = true;
             self.unnamed.insert(resource, true);
             self.faults.add_unnamed(resource, reason);
+            self.count_malformed(resource);
         }
         for item in items {
             let offered =
@@ -440,7 +448,13 @@ impl World {
         }
     }
 
+    fn count_malformed(&mut self, resource: Resource) {
+        let malformed = &mut self.step.tally.malformed;
+        *malformed.entry(resource.kind().name()).or_default() += 1;
+    }
+
     fn take_bad(&mut self, resource: Resource, name: &str, bad: BadObject) {
+        self.count_malformed(resource);
         let standing = self.standing(resource, name);
         // Of a pod that waits a good version is known too, which stays as it is.
         let has_good = matches!(standing, Standing::Good { .. }) || self.waiting.contains_key(name);
