@@ -268,7 +268,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         name: "verdicts change before classes",
         file: "crates/core/src/calc/flush.rs",
         before: "let mut moves = self.find_moves(&dirty, gains, partition.as_ref(), rules_change);",
-        after: "let mut moves = self.find_moves(&dirty, partition.as_ref(), rules_change && false);",
+        after: "let mut moves = self.find_moves(&dirty, gains, partition.as_ref(), rules_change && false);",
         suite: Suite::Core,
     },
     Fault {

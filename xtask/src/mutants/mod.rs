@@ -12,20 +12,22 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use nix::unistd::geteuid;
 
 use faults::{FAULTS, Fault, Suite};
 
 use crate::cargo::{cargo, root};
-use crate::output::say;
+use crate::output::{say, warn};
 
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Caught,
     Survived,
+    /// It does not compile, so it says nothing.
+    Broken,
 }
 
 impl Suite {
@@ -60,7 +62,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
             "{suite:?} fails without a fault"
         );
     }
-    let mut survivors = Vec::new();
+    let mut uncaught = Vec::new();
     for (index, fault) in chosen.iter().enumerate() {
         let fate = copy.seed(fault)?;
         say(&format!(
@@ -69,21 +71,17 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
             chosen.len(),
             fault.name
         ));
-        if fate == Fate::Survived {
-            survivors.push(fault.name);
+        if fate != Fate::Caught {
+            uncaught.push(format!("{} ({fate:?})", fault.name));
         }
     }
     say(&format!(
-        "{} faults, {} caught, {} survived",
+        "{} faults, {} caught, {} not",
         chosen.len(),
-        chosen.len() - survivors.len(),
-        survivors.len()
+        chosen.len() - uncaught.len(),
+        uncaught.len()
     ));
-    ensure!(
-        survivors.is_empty(),
-        "the suite did not notice: {}",
-        survivors.join("; ")
-    );
+    ensure!(uncaught.is_empty(), "not caught: {}", uncaught.join("; "));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -149,20 +147,20 @@ impl Copy {
         fs::write(&path, original.replacen(fault.before, fault.after, 1))?;
         let output = self.test(fault.suite);
         fs::write(&path, original)?;
-        judge(fault, &output?)
+        Ok(judge(fault, &output?))
     }
 }
 
-fn judge(fault: &Fault, output: &Output) -> Result<Fate> {
+fn judge(fault: &Fault, output: &Output) -> Fate {
     let errors = String::from_utf8_lossy(&output.stderr);
     if errors.contains("could not compile") {
-        bail!("{}: does not compile\n{errors}", fault.name);
-    }
-    Ok(if output.status.success() {
+        warn(&format!("{}: does not compile\n{errors}", fault.name));
+        Fate::Broken
+    } else if output.status.success() {
         Fate::Survived
     } else {
         Fate::Caught
-    })
+    }
 }
 
 /// Where builds that outlive a checkout are kept.
