@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use ureq::http::Request;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+use crate::wait::{PATIENCE, until_some};
+
 /// Who writes the fields that the lab applies.
 const FIELD_MANAGER: &str = "towpath-lab";
 
@@ -190,8 +192,16 @@ impl Api {
         if let Some(found) = known.get(version).and_then(|kinds| find(kinds)) {
             return Ok(found);
         }
-        // A definition may have come since the last look.
-        let list = self.get(&group_path(version))?;
+        // A definition may have come since the last look; after a restart it is served a moment after the rest.
+        let path = group_path(version);
+        let what = format!("{version} to be served");
+        let list = until_some(&what, PATIENCE, || {
+            let answer = self.request("GET", &path, "", "")?;
+            if answer.status == 404 {
+                return Ok(None);
+            }
+            succeeded("GET", &path, answer).map(Some)
+        })?;
         let kinds: Vec<Kind> = Vec::deserialize(&list["resources"])?;
         let found = find(&kinds);
         known.insert(version.to_owned(), kinds);

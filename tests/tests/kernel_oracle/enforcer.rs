@@ -215,7 +215,7 @@ fn facts(cluster: &Cluster) -> NodeFacts {
         pod_interfaces: [name("cni0".to_owned())].into(),
         routed_interfaces: BTreeSet::new(),
         pod_ports: Fabric::pod_ports().map(name).collect(),
-        node_addresses: Arc::new(nodes.flat_map(NodeFacts::addresses_of).collect()),
+        node_addresses: Arc::new(nodes.flat_map(|node| node.addresses.clone()).collect()),
         audited: BTreeSet::new(),
     }
 }

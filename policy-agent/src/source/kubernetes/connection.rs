@@ -101,6 +101,8 @@ pub(super) enum Failure {
     },
     #[error("cannot understand the API server: {0}")]
     Body(String),
+    #[error("the watch ended at once")]
+    Brief,
 }
 
 impl Failure {

@@ -121,6 +121,7 @@ impl Follower {
 
     /// Watches until a list is needed.
     async fn watch(&self, mut version: u64, retry: &mut Backoff) -> Result<(), Ended> {
+        let mut was_brief = false;
         loop {
             let began = Instant::now();
             let outcome = self.watch_once(&mut version).await?;
@@ -143,7 +144,11 @@ impl Follower {
                     debug!(resource = self.resource.plural(), %failure, "the watch broke");
                 }
                 Err(failure) => {
-                    let is_list_needed = matches!(failure, Failure::Body(_));
+                    // One that ends at once may have been cut; two are no watches.
+                    let is_brief = matches!(failure, Failure::Brief);
+                    let is_list_needed =
+                        matches!(failure, Failure::Body(_)) || (is_brief && was_brief);
+                    was_brief = is_brief;
                     self.rest(failure, retry).await?;
                     if is_list_needed {
                         return Ok(());
@@ -166,8 +171,7 @@ impl Follower {
             let (events, outcome) = match self.connection.events(&mut watch).await {
                 Ok(Some(events)) => (events, None),
                 Ok(None) if began.elapsed() < Duration::from_secs(1) => {
-                    let error = "the watch ended at once".to_owned();
-                    (Vec::new(), Some(Err(Failure::Body(error))))
+                    (Vec::new(), Some(Err(Failure::Brief)))
                 }
                 Ok(None) => (Vec::new(), Some(Ok(Next::Watch))),
                 Err((events, failure)) => (events, Some(Err(failure))),
