@@ -126,8 +126,10 @@ pub(super) struct World {
     read_trouble: BTreeMap<(Resource, Box<str>), String>,
     /// Lists that hold objects without a name.
     unnamed: BTreeMap<Resource, bool>,
-    /// What is held back until everything was listed.
+    /// What is held back until everything was listed and the pods that were there by then are let in.
     held: Option<BTreeMap<ObjectKey, Update>>,
+    /// Revision of the newest whole list of pods.
+    pods_listed_at: u64,
     objects: usize,
     step: Step,
 }
@@ -147,6 +149,7 @@ impl World {
             read_trouble: BTreeMap::new(),
             unnamed: BTreeMap::new(),
             held: Some(BTreeMap::new()),
+            pods_listed_at: 0,
             objects: 0,
             step: Step::default(),
         }
@@ -182,18 +185,25 @@ impl World {
 
     /// What changed since the last call.
     pub(super) fn step(&mut self) -> Step {
-        if self.held.is_some() && self.collections.values().all(Collection::is_listed) {
+        let is_all_listed = self.collections.values().all(Collection::is_listed);
+        if is_all_listed || self.held.is_none() {
             self.let_in();
-            let held = self.held.take().unwrap_or_default();
-            self.step.updates = held.into_values().collect();
-            self.step.is_news = true;
-        }
-        if self.held.is_none() {
-            self.let_in();
+            if self.held.is_some() && !self.do_listed_pods_wait() {
+                let held = self.held.take().unwrap_or_default();
+                self.step.updates = held.into_values().collect();
+                self.step.is_news = true;
+            }
         }
         let mut step = std::mem::take(&mut self.step);
         step.updates = self.namespaces.pass(step.updates);
         step
+    }
+
+    /// Whether a pod waits that was there before everything was listed. A kind that is missing has no list to go by, so
+    /// it is read for them; to be in sync without them would close pods that run.
+    fn do_listed_pods_wait(&self) -> bool {
+        let mut waiting = self.waiting.values();
+        waiting.any(|waiting| waiting.since <= self.pods_listed_at)
     }
 
     /// Whether everything is known.
@@ -209,7 +219,11 @@ impl World {
                 .filter(is_unlisted)
                 .map(Resource::plural)
                 .collect();
-            (!names.is_empty()).then(|| format!("not listed yet: {}", names.join(", ")))
+            if names.is_empty() {
+                let waits = "pods of this node wait for the policies that were made before them";
+                return self.held.is_some().then(|| waits.to_owned());
+            }
+            Some(format!("not listed yet: {}", names.join(", ")))
         };
         match failing.next().cloned().or_else(unlisted) {
             Some(reason) => SourceState::NotInSync { reason },
@@ -247,6 +261,9 @@ impl World {
             }
             self.unnamed.insert(resource, false);
             self.faults.clear_unnamed(resource);
+            if resource == Resource::Pod {
+                self.pods_listed_at = version;
+            }
         }
         for reason in unnamed {
             self.step.is_news = true;

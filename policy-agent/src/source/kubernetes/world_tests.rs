@@ -508,3 +508,39 @@ proptest! {
         prop_assert_eq!(walk.world.objects(), expected.namespaces.len() + expected.nodes.len() + expected.endpoints.len() + expected.policies.len());
     }
 }
+
+/// Of a kind that is missing no list tells how new that is, so it is read for the pods that run already.
+#[test]
+fn a_source_is_not_in_sync_before_pods_that_run_are_let_in() {
+    let mut server = Server::default();
+    server.write((Resource::Namespace, "a".to_owned()), Some(namespace(1)));
+    let running = pod(1, Some(NODE), "Running");
+    server.write((Resource::Pod, "a/web".to_owned()), Some(running));
+    let mut world = World::new(Some(NODE.into()));
+    for resource in Resource::ALL {
+        if resource == Resource::ClusterNetworkPolicy {
+            world.take(Input::Missing(resource));
+            continue;
+        }
+        let page = Page {
+            version: server.now(),
+            items: server.items(resource, server.now(), None),
+            unnamed: Vec::new(),
+            is_first: true,
+            is_last: true,
+        };
+        world.take(Input::Page(resource, page));
+    }
+
+    let early = world.step();
+    let early_state = world.state();
+    let [read] = <[Read; 1]>::try_from(early.reads).expect("one kind is missing");
+    world.take(Input::Answer(read, Answer::Missing));
+    let late = world.step();
+
+    assert!(early.updates.is_empty());
+    assert!(!early_state.is_in_sync());
+    assert!(world.state().is_in_sync());
+    let has_pod = |update: &Update| matches!(update, Update::Upsert(Object::Endpoint(_)));
+    assert!(late.updates.iter().any(has_pod), "{:?}", late.updates);
+}
