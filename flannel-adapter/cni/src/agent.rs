@@ -14,7 +14,8 @@ use crate::configuration::ValidAttachment;
 
 /// Longest answer that we read.
 const MOST_ANSWER: u64 = 64 << 10;
-/// Pause between two attempts while no agent is there, or it has too much to do.
+/// Pause between two attempts while no agent is there, or it has too much to do. Nothing tells when a socket begins to be
+/// served: its file is there before.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The agent is to answer so long before we give up, so that its reason is told.
 const SLACK: Duration = Duration::from_millis(200);

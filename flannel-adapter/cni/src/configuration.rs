@@ -44,8 +44,8 @@ pub(crate) struct Configuration {
     pub(crate) failure_policy: FailurePolicy,
     pub(crate) wait_exempt_namespaces: Vec<String>,
     pub(crate) previous: Option<Box<RawValue>>,
-    /// Attachments that are still in use, of GC. libcni leaves the key out, or writes null, when there are none.
-    pub(crate) valid: Vec<ValidAttachment>,
+    /// Attachments that are still in use, of GC; nothing where the runtime does not say.
+    pub(crate) valid: Option<Vec<ValidAttachment>>,
 }
 
 /// An attachment that is in use.
@@ -76,7 +76,21 @@ struct Written {
     #[serde(default)]
     prev_result: Option<Box<RawValue>>,
     #[serde(rename = "cni.dev/valid-attachments", default)]
-    valid_attachments: Option<Vec<ValidAttachment>>,
+    valid_attachments: Attachments,
+    /// The name that the specification had at first; some runtimes write both.
+    #[serde(rename = "cni.dev/attachments", default)]
+    attachments: Attachments,
+}
+
+/// A list that may be missing, which is not the same as an empty one. libcni writes null for an empty one.
+#[derive(Default)]
+struct Attachments(Option<Vec<ValidAttachment>>);
+
+impl<'de> Deserialize<'de> for Attachments {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written: Option<Vec<ValidAttachment>> = Deserialize::deserialize(deserializer)?;
+        Ok(Self(Some(written.unwrap_or_default())))
+    }
 }
 
 /// The version alone: errors are to be in it.
@@ -121,8 +135,8 @@ impl Configuration {
                 return Err(CniError::configuration(message));
             }
         }
-        let valid = written.valid_attachments.unwrap_or_default();
-        check_attachments(&valid)?;
+        let valid = written.valid_attachments.0.or(written.attachments.0);
+        check_attachments(valid.as_deref().unwrap_or_default())?;
         // A null is as good as nothing.
         let previous = written
             .prev_result
@@ -188,7 +202,7 @@ mod tests {
         assert_eq!(found.socket, PathBuf::from(SOCKET));
         assert_eq!(found.timeout, Duration::from_secs(8));
         assert_eq!(found.failure_policy, FailurePolicy::Closed);
-        assert!(found.previous.is_none() && found.valid.is_empty());
+        assert!(found.previous.is_none() && found.valid.is_none());
     }
 
     #[test]

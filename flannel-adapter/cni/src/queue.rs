@@ -15,6 +15,7 @@ use crate::agent::Deletion;
 pub(crate) const MOST_LINES: usize = 256;
 /// More than so many lines can have.
 const MOST_BYTES: u64 = 256 << 10;
+/// Between two attempts to lock: the kernel has no lock with a deadline, and who holds this one writes a few lines.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Adds a line; on disk when it returns. Without the directory no agent has ever run here, and nothing is kept.

@@ -294,10 +294,17 @@ fn status(configuration: &Configuration) -> Result<Said, CniError> {
     }
 }
 
+/// Without a list of what is valid nothing is known to be garbage: pods that are being added are in no cache of the runtime
+/// yet, and what libcni does know and nobody wants it has deleted one by one before.
 fn collect_garbage(configuration: Configuration) -> Result<Said, CniError> {
+    let Some(valid) = configuration.valid else {
+        return Ok(Said::remark(
+            "cni.dev/valid-attachments is missing, so nothing is forgotten",
+        ));
+    };
     let collection = Collection {
         network: configuration.network,
-        valid: configuration.valid.into_iter().map(Valid::from).collect(),
+        valid: valid.into_iter().map(Valid::from).collect(),
     };
     let client = Client {
         socket: configuration.socket,

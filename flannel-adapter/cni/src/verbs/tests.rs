@@ -264,6 +264,27 @@ fn gc_and_check_ask_the_agent() {
 }
 
 #[test]
+fn gc_forgets_all_only_when_it_is_told_that_nothing_is_valid() {
+    for more in [
+        json!({ "cni.dev/valid-attachments": null }),
+        json!({ "cni.dev/attachments": [] }),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let collector = agent(&folder, "{}");
+
+        let collected = call("GC", &input(folder.path(), &more));
+
+        assert_eq!(collected, Ok(Said::default()));
+        let (_, body) = collector.join().unwrap();
+        assert_eq!(body, json!({ "network": "cbr0", "valid": [] }));
+    }
+    // Nobody serves the socket: it is not asked.
+    let folder = tempfile::tempdir().unwrap();
+    let untold = call("GC", &input(folder.path(), &json!({}))).unwrap();
+    assert!(untold.remark.is_some(), "{untold:?}");
+}
+
+#[test]
 fn verbs_are_refused_in_versions_that_do_not_have_them() {
     let folder = tempfile::tempdir().unwrap();
     for (verb, version) in [("STATUS", "1.0.0"), ("GC", "0.4.0"), ("CHECK", "0.3.1")] {
