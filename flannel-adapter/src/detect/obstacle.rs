@@ -183,8 +183,8 @@ const DEVICES: [Device; 9] = [
         kind: ObstacleKind::OpenVswitch,
     },
     Device {
-        name: "kube-bridge-ipvs",
-        owner: "an IPVS proxy",
+        name: "kube-dummy-if",
+        owner: "kube-router's service proxy",
         kind: ObstacleKind::Ipvs,
     },
 ];

@@ -6,7 +6,7 @@
 
 pub mod arguments;
 mod client;
-mod cni;
+pub(crate) mod cni;
 mod completions;
 mod doctor;
 mod error;

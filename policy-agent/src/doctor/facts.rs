@@ -11,6 +11,7 @@ use towpath_dataplane::link::BridgeSettings;
 use towpath_dataplane::nft::SurveyedTable;
 
 use crate::agent::report::Status;
+use crate::cli::cni::InstallationFault;
 
 /// Something that was looked at, or why it could not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +140,8 @@ pub struct Cni {
     pub files: Vec<(SmolStr, Result<ConfList, String>)>,
     /// Networks for which our plugin lies in a folder of its own.
     pub drop_ins: Vec<SmolStr>,
+    /// What is wrong with the plugin that `towpath cni install` put here, if anything is.
+    pub fault: Option<InstallationFault>,
 }
 
 impl Cni {

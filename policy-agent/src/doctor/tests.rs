@@ -12,6 +12,7 @@ use towpath_dataplane::nft::{SurveyedChain, SurveyedHook, SurveyedTable};
 
 use super::facts::{Cni, Facts, Flannel, LinkFacts, Look, Settings, State, Tables};
 use super::{Finding, Severity, examine};
+use crate::cli::cni::InstallationFault;
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
 
@@ -125,6 +126,7 @@ fn cni(files: &[(&str, &str)]) -> Cni {
             })
             .collect(),
         drop_ins: Vec::new(),
+        fault: None,
     }
 }
 
@@ -158,6 +160,34 @@ fn healthy() -> Facts {
         cni: Look::Seen(cni(&[("10-flannel.conflist", CBR0)])),
         agent: Look::Seen(None),
         state: Look::Seen(None),
+    }
+}
+
+#[test]
+fn a_chained_plugin_that_others_changed_is_told() {
+    let path = || "/etc/cni/net.d/05-towpath.conflist".into();
+    let difference = "10-flannel.conflist has changed".to_owned();
+    for (fault, severity) in [
+        (InstallationFault::ProgramGone(path()), Severity::Serious),
+        (
+            InstallationFault::ConfigurationGone(path()),
+            Severity::Warning,
+        ),
+        (
+            InstallationFault::OutOfDate {
+                copy: path(),
+                difference,
+            },
+            Severity::Warning,
+        ),
+    ] {
+        let found = after(|facts| {
+            let Look::Seen(cni) = &mut facts.cni else {
+                panic!("it was seen");
+            };
+            cni.fault = Some(fault);
+        });
+        assert_eq!(found, [("cni", severity)]);
     }
 }
 
@@ -297,6 +327,7 @@ fn other_engines_are_found_by_their_names() {
         "KUBE-ROUTER-FORWARD",
         "KUBE-POD-FW-ABC",
         "CILIUM_FORWARD",
+        "OLD_CILIUM_INPUT",
         "ANTREA-FORWARD",
         "WEAVE-NPC",
         "AZURE-NPM",
@@ -304,10 +335,18 @@ fn other_engines_are_found_by_their_names() {
         let found = with_tables(table("ip", "filter", vec![regular(chains)]));
         assert_eq!(found, [("other-policy", Severity::Warning)], "{chains}");
     }
-    let by_table = with_tables(table("inet", "kube-network-policies", Vec::new()));
+    for (family, name) in [
+        ("inet", "kube-network-policies"),
+        ("inet", "kindnet-network-policies"),
+        ("ip6", "kube-router-filter-ipv6"),
+        ("ip", "calico"),
+        ("inet", "antrea"),
+    ] {
+        let found = with_tables(table(family, name, Vec::new()));
+        assert_eq!(found, [("other-policy", Severity::Warning)], "{name}");
+    }
     let proxy = with_tables(table("ip", "nat", vec![regular("KUBE-SERVICES")]));
 
-    assert_eq!(by_table, [("other-policy", Severity::Warning)]);
     assert_eq!(proxy, []);
 }
 

@@ -232,6 +232,20 @@ impl Chain {
     }
 }
 
+/// In what a copy differs from the configuration that would be copied now, apart from our own entry.
+pub(super) fn difference(
+    copy: &ConfigurationFile,
+    files: &[ConfigurationFile],
+) -> Result<Option<String>, ChainError> {
+    let copy = read(copy)?;
+    let original = choose(files, Some(&copy.network))?;
+    let mut list = copy.list;
+    if let Some(Value::Array(plugins)) = list.get_mut("plugins") {
+        plugins.retain(|plugin| plugin.get("type").and_then(Value::as_str) != Some(PLUGIN));
+    }
+    Ok((list != original.list).then(|| format!("{} has changed", original.file)))
+}
+
 /// Files that cannot be read are somebody's too, but tell no owner.
 fn refuse_owned(file: &ConfigurationFile) -> Result<(), ChainError> {
     let Ok(chain) = read(file) else { return Ok(()) };

@@ -4,6 +4,7 @@
 //! New files and directories are made under a hidden name in the very directory that runtimes watch, and renamed:
 //! containerd looks again when a name goes, not when one comes.
 
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -135,6 +136,81 @@ fn word(is_new: bool) -> &'static str {
     if is_new { "installed" } else { "unchanged" }
 }
 
+/// What is wrong with an installation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum InstallationFault {
+    /// The program is gone, so runtimes fail for every new pod.
+    ProgramGone(PathBuf),
+    /// The configuration is gone, so nobody calls the plugin.
+    ConfigurationGone(PathBuf),
+    /// A copy is not what would be copied now.
+    OutOfDate {
+        /// The copy.
+        copy: PathBuf,
+        /// What is different.
+        difference: String,
+    },
+}
+
+impl fmt::Display for InstallationFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProgramGone(path) => {
+                write!(
+                    formatter,
+                    "the program of the chained plugin is gone: {}",
+                    path.display()
+                )
+            }
+            Self::ConfigurationGone(path) => {
+                write!(
+                    formatter,
+                    "the configuration of the chained plugin is gone: {}",
+                    path.display()
+                )
+            }
+            Self::OutOfDate { copy, difference } => {
+                write!(formatter, "{} is out of date: {difference}", copy.display())
+            }
+        }
+    }
+}
+
+/// What is wrong with the installation that a state directory notes, if there is one: others may have changed what it is
+/// beside or made of since. Nothing is changed here.
+pub(crate) fn fault(state: &Path) -> Result<Option<InstallationFault>, InstallError> {
+    let Some(record) = read_record(state)? else {
+        return Ok(None);
+    };
+    if !record.program.exists() {
+        return Ok(Some(InstallationFault::ProgramGone(record.program)));
+    }
+    if !record.configuration.exists() {
+        let path = record.configuration;
+        return Ok(Some(InstallationFault::ConfigurationGone(path)));
+    }
+    match record.method {
+        Method::DropIn => Ok(None),
+        Method::Copy => stale_copy(record.configuration),
+    }
+}
+
+/// A copy is out of date when it is not what would be copied now, apart from our own entry.
+fn stale_copy(copy: PathBuf) -> Result<Option<InstallationFault>, InstallError> {
+    let folder = copy.parent().unwrap_or(&copy);
+    let name = copy.file_name().unwrap_or_default().to_string_lossy();
+    let files = read_configurations(folder)?;
+    let Some(copied) = files.iter().find(|file| file.name == name) else {
+        return Ok(Some(InstallationFault::ConfigurationGone(copy)));
+    };
+    // One that is being written is whole in a moment, and a broken one is told by others.
+    let difference = chain::difference(copied, &files).unwrap_or_else(|error| match error {
+        ChainError::None => Some("its original is gone".to_owned()),
+        _ => None,
+    });
+    Ok(difference.map(|difference| InstallationFault::OutOfDate { copy, difference }))
+}
+
 /// Removes what the note of a state directory names, and the note. Nothing of others is touched.
 pub(in crate::cli) fn remove(state: &Path, keeps_program: bool) -> Result<Vec<Step>, InstallError> {
     let Some(record) = read_record(state)? else {
@@ -176,15 +252,23 @@ fn read_configurations(folder: &Path) -> Result<Vec<ConfigurationFile>, InstallE
         if !chain::is_configuration(&name) {
             continue;
         }
-        let found = fs::metadata(&path).map_err(failed("look at", &path))?;
-        if !found.is_file() {
-            continue;
-        }
+        let found = match fs::metadata(&path) {
+            Ok(found) if found.is_file() => found,
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(failed("look at", &path)(error));
+            }
+            Ok(_) | Err(_) => continue,
+        };
         if found.len() > MOST_BYTES {
             let error = io::Error::other("it is too long for a network configuration");
             return Err(failed("read", &path)(error));
         }
-        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            // Its owner replaces it just now.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
         let text = String::from_utf8_lossy(&text).into_owned();
         files.push(ConfigurationFile { name, text });
     }

@@ -4,11 +4,13 @@ use flannel_adapter::detect::Carrier;
 
 use super::super::facts::{Cni, Facts};
 use super::super::{Said, Severity, seen};
+use crate::cli::cni::InstallationFault;
 
 /// Which configuration new pods get, and what stands beside it.
 pub(super) fn configurations(facts: &Facts) -> Vec<Said> {
     seen(&facts.cni, |cni| {
         let mut said: Vec<Said> = cni.files.iter().filter_map(broken).collect();
+        said.extend(cni.fault.as_ref().map(changed));
         let Some(chosen) = cni.chosen() else {
             said.push(Said::new(
                 Severity::Note,
@@ -45,6 +47,30 @@ pub(super) fn configurations(facts: &Facts) -> Vec<Said> {
         }
         said
     })
+}
+
+/// What `towpath cni install` put there is not as it was.
+fn changed(fault: &InstallationFault) -> Said {
+    let (severity, why) = match fault {
+        InstallationFault::ProgramGone(_) => (
+            Severity::Serious,
+            "the runtime cannot call it, so no new pod starts",
+        ),
+        InstallationFault::ConfigurationGone(_) => (
+            Severity::Warning,
+            "new pods do not wait for their policy; until it is in force they are closed",
+        ),
+        InstallationFault::OutOfDate { .. } => (
+            Severity::Warning,
+            "new pods are still plugged in as the original said before",
+        ),
+    };
+    Said::new(
+        severity,
+        fault.to_string(),
+        why,
+        "run towpath cni install again, with --method copy for a copy; or towpath cni remove",
+    )
 }
 
 fn broken(

@@ -120,18 +120,19 @@ const ENGINES: &[Engine] = &[
     Engine {
         name: "kube-router (k3s)",
         chains: &["KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"],
-        tables: &["kube-router-filter"],
+        tables: &["kube-router-filter-ipv4", "kube-router-filter-ipv6"],
         clean_up: "k3s: --disable-network-policy; then kube-router --cleanup-config, or a reboot",
     },
     Engine {
-        name: "kube-network-policies",
+        name: "kube-network-policies (kindnet)",
         chains: &[],
-        tables: &["kube-network-policies"],
-        clean_up: "remove its DaemonSet, then its table: nft delete table inet kube-network-policies",
+        tables: &["kube-network-policies", "kindnet-network-policies"],
+        clean_up: "remove its DaemonSet, then its table: nft delete table inet with the name above",
     },
     Engine {
         name: "Cilium",
-        chains: &["CILIUM_"],
+        // It gives chains of its last run the longer name before it replaces them.
+        chains: &["CILIUM_", "OLD_CILIUM_"],
         tables: &[],
         clean_up: "remove its DaemonSet, then cilium-dbg post-uninstall-cleanup, or a reboot",
     },

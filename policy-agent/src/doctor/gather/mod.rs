@@ -45,7 +45,7 @@ pub struct Places {
 
 /// Looks at everything, in the network namespace of the calling thread. `agent` is what the agent said.
 pub fn gather(places: &Places, agent: Look<Option<Status>>) -> Facts {
-    let cni = cni(&places.cni_configurations);
+    let cni = cni(&places.cni_configurations, &places.state_directory);
     let kernel = Kernel::look(&cni);
     let pod_bridges = pod_bridges(places, &cni, agent.get());
     let nodes = nodes::read(places.source.as_ref());
@@ -389,9 +389,14 @@ fn nft_program() -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-fn cni(folder: &Path) -> Look<Cni> {
+fn cni(folder: &Path, state: &Path) -> Look<Cni> {
+    let fault = match crate::cli::cni::fault(state) {
+        Ok(fault) => fault,
+        Err(error) => return Look::Unseen(chain(&error)),
+    };
     let mut cni = Cni {
         folder: folder.display().to_string(),
+        fault,
         ..Cni::default()
     };
     let entries = match fs::read_dir(folder) {

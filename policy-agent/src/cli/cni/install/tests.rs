@@ -187,3 +187,45 @@ fn the_program_may_outlive_its_configuration() {
     assert_eq!(actions(&removed), ["removed"]);
     assert!(host.path("bin/towpath-cni").exists());
 }
+
+#[test]
+fn an_installation_that_others_changed_is_told() {
+    let host = Host::new();
+    let told = || {
+        fault(&host.path("state"))
+            .unwrap()
+            .map(|fault| fault.to_string())
+    };
+    assert_eq!(told(), None);
+    for method in [Method::DropIn, Method::Copy] {
+        host.install(method).unwrap();
+        assert_eq!(told(), None, "{method:?}");
+    }
+
+    host.write(
+        "net.d/10-flannel.conflist",
+        &FLANNEL.replace("0.3.1", "1.0.0"),
+    );
+    let changed = told().unwrap();
+    assert!(
+        changed.contains("10-flannel.conflist has changed"),
+        "{changed}"
+    );
+    host.write("net.d/10-flannel.conflist", "{");
+    assert_eq!(told(), None);
+    fs::remove_file(host.path("net.d/10-flannel.conflist")).unwrap();
+    let gone = told().unwrap();
+    assert!(gone.contains("its original is gone"), "{gone}");
+
+    host.write(
+        "net.d/10-flannel.conflist",
+        &FLANNEL.replace("0.3.1", "1.0.0"),
+    );
+    host.install(Method::Copy).unwrap();
+    assert_eq!(told(), None);
+    for name in ["net.d/05-towpath.conflist", "bin/towpath-cni"] {
+        fs::remove_file(host.path(name)).unwrap();
+        let lost = told().unwrap();
+        assert!(lost.contains(name), "{lost}");
+    }
+}
