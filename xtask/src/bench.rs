@@ -2,10 +2,11 @@
 
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 use crate::cargo::cargo;
+use crate::dist;
 use crate::setup;
 
 // The benchmark's own list, so that help and what exists are one.
@@ -38,12 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return run_micro();
     }
     setup::install()?;
-    let built = cargo(&["build", "--quiet", "--release", "--package", "policy-agent"])
-        .status()
-        .context("cannot start cargo")?;
-    if !built.success() {
-        bail!("the build ended with {built}");
-    }
+    let agent = dist::agent()?;
     let mut command = cargo(&[
         "bench",
         "--quiet",
@@ -53,6 +49,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         "towpath",
         "--",
     ]);
+    // What is measured is what ships.
+    command.env("TOWPATH_BIN", agent);
     if arguments.gate {
         command.arg("--gate");
     }

@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod dist;
 mod interrupt;
 mod lab;
 mod mutants;
@@ -31,6 +32,8 @@ struct Arguments {
 enum Verb {
     /// Installs the Debian packages that the lab and the tests use, and builds the servers of its cluster
     Setup,
+    /// Builds the programs as they ship: static
+    Build,
     /// Runs every check and test: formatting, lints, documentation, unit, property and kernel tests
     Test,
     /// Shows the main job on two nodes in namespaces, with real packets; with --kubernetes on a real cluster
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Setup => setup::run(),
+        Verb::Build => dist::run(),
         Verb::Test => test::run(),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),

@@ -36,6 +36,9 @@ const CLUSTER: Programs = &[
     ("gcc", "gcc"),
 ];
 
+/// What static programs need.
+const STATIC: Programs = &[("musl-gcc", "musl-tools")];
+
 /// Packages that bring a service with the program.
 const SERVICES: [&str; 2] = ["etcd-server", "containerd"];
 
@@ -48,6 +51,7 @@ const BUSYBOX: &str = "busybox-static";
 enum Extent {
     Lab,
     Cluster,
+    Static,
 }
 
 /// `cargo xtask setup`.
@@ -83,6 +87,11 @@ pub(crate) fn install_cluster() -> Result<()> {
     tools::build_missing(say)
 }
 
+/// Installs what is missing to build static programs.
+pub(crate) fn install_static() -> Result<()> {
+    install_packages(Extent::Static)
+}
+
 fn install_packages(extent: Extent) -> Result<()> {
     let packages = missing(extent);
     if packages.is_empty() {
@@ -115,16 +124,21 @@ fn install_packages(extent: Extent) -> Result<()> {
 }
 
 fn missing(extent: Extent) -> Vec<&'static str> {
-    let more = match extent {
-        Extent::Lab => &[],
-        Extent::Cluster => CLUSTER,
+    let programs: &[Programs] = match extent {
+        Extent::Lab => &[LAB],
+        Extent::Cluster => &[LAB, CLUSTER],
+        Extent::Static => &[STATIC],
     };
-    let mut packages: Vec<&str> = LAB
+    let mut packages: Vec<&str> = programs
         .iter()
-        .chain(more)
+        .copied()
+        .flatten()
         .filter(|(name, _)| !program::is_installed(name))
         .map(|(_, package)| *package)
         .collect();
+    if extent == Extent::Static {
+        return packages;
+    }
     if program::cni_folder().is_none() {
         packages.push(PLUGINS);
     }
