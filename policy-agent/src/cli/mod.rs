@@ -6,7 +6,7 @@
 
 pub mod arguments;
 mod client;
-pub(crate) mod cni;
+pub mod cni;
 mod completions;
 mod doctor;
 mod error;

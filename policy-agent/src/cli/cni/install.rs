@@ -138,7 +138,7 @@ fn word(is_new: bool) -> &'static str {
 
 /// What is wrong with an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum InstallationFault {
+pub enum InstallationFault {
     /// The program is gone, so runtimes fail for every new pod.
     ProgramGone(PathBuf),
     /// The configuration is gone, so nobody calls the plugin.

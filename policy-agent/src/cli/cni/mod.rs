@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 pub(super) use self::install::{InstallError, remove};
 use self::install::{Installation, Method, Step};
-pub(crate) use self::install::{InstallationFault, fault};
+pub use self::install::InstallationFault;
+pub(crate) use self::install::fault;
 use super::OutputArguments;
 use super::error::{CommandError, Exit};
 use super::output::Output;
