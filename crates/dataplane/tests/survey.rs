@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 
 use nix::net::if_::if_nametoindex;
 use towpath_dataplane::link::{
-    AttachedProgram, ForwardingEntry, Neighbour, ProgramHook, Route, Scanner,
+    AttachedProgram, ForwardingEntry, Neighbour, ProgramHook, Route, Scanner, VxlanDevice,
 };
 use towpath_dataplane::nft::{Flowtable, flowtables};
 
@@ -69,6 +69,29 @@ fn routes_to_one_host_are_told_from_others() {
                 .iter()
                 .all(|route| route.destination != "10.244.3.0/24".parse().unwrap())
         );
+    });
+}
+
+#[test]
+fn the_port_of_a_vxlan_device_is_the_kernels() {
+    in_fresh_namespace(AREA, "tunnels", || {
+        ip("link add cni0 type bridge");
+        let made = run(
+            "ip",
+            "link add flannel.7 type vxlan id 7 dstport 8473 dev lo nolearning",
+        );
+        if !made.status.success() {
+            return skip(AREA, "tunnels", "vxlan", "the kernel has no VXLAN devices");
+        }
+
+        let devices = Scanner::open().unwrap().vxlan_devices().unwrap();
+
+        let expected = VxlanDevice {
+            index: index("flannel.7"),
+            vni: 7,
+            port: 8473,
+        };
+        assert_eq!(devices, [expected]);
     });
 }
 
