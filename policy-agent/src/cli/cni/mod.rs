@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-pub(super) use self::install::{InstallError, remove};
-use self::install::{Installation, Method, Step};
 pub use self::install::InstallationFault;
 pub(crate) use self::install::fault;
+pub(super) use self::install::{InstallError, remove};
+use self::install::{Installation, Method, Step};
 use super::OutputArguments;
 use super::error::{CommandError, Exit};
 use super::output::Output;
