@@ -27,6 +27,7 @@ use clap::{Parser as _, ValueEnum as _};
 
 use part::Part;
 use report::Report;
+use towpath_tests::program;
 
 #[derive(clap::Parser)]
 struct Arguments {
@@ -84,20 +85,10 @@ fn measure(part: Part, arguments: &Arguments, report: &mut Report) -> Result<()>
         Part::Expansion => expansion::run(report),
         Part::Links => links::run(report),
         Part::Agent => {
-            let agent = agent_program().context("the agent is not built")?;
+            let agent = program::towpath()?;
             agent::run(report, &agent, arguments.starts)
         }
     }
-}
-
-/// The agent that was built beside this program: `target/release/towpath`.
-fn agent_program() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let folder = own
-        .parent()
-        .and_then(std::path::Path::parent)
-        .context("this program lies in a folder")?;
-    Ok(folder.join("towpath"))
 }
 
 /// Kernel, processor and cores, for the reader.
