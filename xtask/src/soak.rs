@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use crate::cargo::cargo;
 use crate::output::{say, warn};
 use crate::setup;
+use crate::test::PROPERTY_SEED;
 
 /// How long, and how much in a round.
 #[derive(Debug, clap::Args)]
@@ -22,7 +23,7 @@ pub(crate) struct Arguments {
     /// Random worlds per round for compiler against evaluator, 60 flows each
     #[arg(long, default_value_t = 50_000)]
     cases: u64,
-    /// Random walks per round for changes against the whole
+    /// Random walks per round for changes against the whole, and for the fake against the kernel
     #[arg(long, default_value_t = 2_000)]
     walks: u64,
     /// Packets per round for evaluator against kernel
@@ -40,7 +41,12 @@ struct Oracle {
     test: &'static str,
 }
 
-const ORACLES: [Oracle; 3] = [
+const ORACLES: [Oracle; 4] = [
+    Oracle {
+        name: "fake against kernel",
+        package: "towpath-dataplane",
+        test: "nft_walk",
+    },
     Oracle {
         name: "compiler against evaluator",
         package: "towpath-core",
@@ -96,6 +102,8 @@ fn round(oracle: &Oracle, arguments: &Arguments, seed: u64) -> Result<bool> {
         ("TOWPATH_CASES", arguments.cases),
         ("TOWPATH_WALKS", arguments.walks),
         ("TOWPATH_PROBES", arguments.probes),
+        (PROPERTY_SEED, seed),
+        ("PROPTEST_CASES", arguments.walks),
     ];
     let pairs: Vec<String> = variables
         .iter()

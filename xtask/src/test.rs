@@ -17,6 +17,10 @@ use crate::output::{say, warn};
 use crate::setup;
 use crate::skips::{Expected, Skip, parse_log};
 
+/// The variable with the seed of property tests. A fixed one: what a run finds is there in the next one too. Fresh seeds
+/// are the soak's.
+pub(crate) const PROPERTY_SEED: &str = "PROPTEST_RNG_SEED";
+
 /// Runs every check to its end, so that one call shows all faults.
 pub(crate) fn run() -> Result<ExitCode> {
     setup::try_install();
@@ -88,6 +92,9 @@ fn run_tests(folder: &Path) -> Result<(Counts, bool)> {
     let started = Instant::now();
     let (reader, writer) = std::io::pipe()?;
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    if std::env::var_os(PROPERTY_SEED).is_none() {
+        command.env(PROPERTY_SEED, "1");
+    }
     command
         .env(SKIP_LOG, folder.join("skips"))
         .env(LAB_LOG, folder.join("labs"))
