@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -101,6 +102,35 @@ impl Api {
             return Ok(None);
         }
         succeeded("GET", path, answer).map(Some)
+    }
+
+    /// The words of an answer, for somebody who reads them in an own way.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let (status, text) = self.raw("GET", path, "", "")?;
+        if status != 200 {
+            bail!("GET {path}: {status} {text}");
+        }
+        Ok(text)
+    }
+
+    /// A watch: one event a line, for as long as the server gives it. `path` has the query.
+    pub fn watch(&self, path: &str) -> Result<impl BufRead + Send + use<>> {
+        let url = format!("{}{path}", self.server);
+        let request = Request::builder()
+            .uri(&url)
+            .header("Authorization", format!("Bearer {}", self.token))
+            .body(())?;
+        let request = self.agent.configure_request(request);
+        let request = request.timeout_global(None).build();
+        let answer = self
+            .agent
+            .run(request)
+            .with_context(|| format!("GET {url}"))?;
+        let status = answer.status();
+        if status != 200 {
+            bail!("GET {path}: {status}");
+        }
+        Ok(BufReader::new(answer.into_body().into_reader()))
     }
 
     /// Creates an object in a collection.

@@ -277,6 +277,11 @@ impl ControlPlane {
         &self.server
     }
 
+    /// The controllers' process, for measurements that are to have the processors: elsewhere they run on another machine.
+    pub fn controllers(&self) -> Option<&Daemon> {
+        self.controllers.as_ref()
+    }
+
     /// Has etcd forget all old versions of everything, so that whoever asks for changes since one is told to list
     /// anew (status 410).
     pub fn compact(&self) -> Result<()> {

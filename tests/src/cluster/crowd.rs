@@ -1,5 +1,6 @@
-//! Many nodes and pods that are objects only: what an agent must know of a large cluster.
+//! Many nodes, pods and policies that are objects only: what an agent must know of a large cluster.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
@@ -37,20 +38,84 @@ impl Crowd {
         format!("crowd-{}", pod % self.namespaces)
     }
 
-    /// Creates all of them. Pods have the labels `app: app-N` (one of 100), `tier` (one of 3) and `pod: N`.
+    /// The first three labels of a pod, as a Deployment gives them: `app` (ten a namespace), `tier` (one of three)
+    /// and `pod-template-hash` (one an app and namespace).
+    pub fn labels(&self, pod: u32) -> [(&'static str, String); 3] {
+        let app = pod / self.namespaces % 10;
+        let tier = match pod % 3 {
+            0 => "front",
+            1 => "middle",
+            _ => "back",
+        };
+        let template = pod % self.namespaces * 10 + app;
+        let hash = u64::from(template) * 2_654_435_761;
+        [
+            ("app", format!("app-{app}")),
+            ("tier", tier.to_owned()),
+            ("pod-template-hash", format!("{hash:010x}")),
+        ]
+    }
+
+    /// Creates all of them, without policies.
     pub fn enter(&self, plane: &ControlPlane) -> Result<()> {
+        self.enter_places(plane)?;
+        self.enter_pods(plane.api(), 0..self.pods)
+    }
+
+    /// Creates namespaces and nodes.
+    pub fn enter_places(&self, plane: &ControlPlane) -> Result<()> {
         let api = plane.api();
-        for number in 0..self.namespaces {
-            let name = format!("crowd-{number}");
+        together(0..self.namespaces, |number| {
             let labels = json!({ "team": format!("team-{}", number % 10) });
-            let metadata = json!({ "name": name, "labels": labels });
+            let metadata = json!({ "name": format!("crowd-{number}"), "labels": labels });
             api.create("/api/v1/namespaces", &json!({ "metadata": metadata }))?;
-        }
+            Ok(())
+        })?;
         for number in 0..self.namespaces {
             plane.wait_account(&format!("crowd-{number}"))?;
         }
-        together(self.nodes, |number| enter_node(api, number))?;
-        together(self.pods, |number| self.enter_pod(api, number))
+        together(0..self.nodes, |number| enter_node(api, number))
+    }
+
+    /// Creates the pods of these numbers: two writes each, as the status comes by itself.
+    pub fn enter_pods(&self, api: &Api, numbers: Range<u32>) -> Result<()> {
+        together(numbers, |number| self.enter_pod(api, number))
+    }
+
+    /// Creates the policies of these numbers: one application of a namespace may be reached by two others, by a whole
+    /// namespace and by a block, on a few ports; every eighth one restricts egress as well.
+    pub fn enter_policies(&self, api: &Api, numbers: Range<u32>) -> Result<()> {
+        together(numbers, |number| self.enter_policy(api, number))
+    }
+
+    fn enter_policy(&self, api: &Api, number: u32) -> Result<()> {
+        let app = |offset: u32| {
+            let app = (number / self.namespaces + offset) % 10;
+            json!({ "matchLabels": { "app": format!("app-{app}") } })
+        };
+        let next =
+            json!({ "matchLabels": { "kubernetes.io/metadata.name": self.namespace(number + 1) } });
+        let block = format!("172.{}.{}.0/24", 16 + number % 1_000 / 256, number % 256);
+        let port = 8_000 + number % 40;
+        let mut spec = json!({
+            "podSelector": app(0),
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                { "from": [{ "podSelector": app(1) }, { "podSelector": app(2) }], "ports": [{ "port": port }, { "port": port + 100 }] },
+                { "from": [{ "namespaceSelector": next }, { "ipBlock": { "cidr": block } }], "ports": [{ "port": 443 }] },
+            ],
+        });
+        if number.is_multiple_of(8) {
+            spec["policyTypes"] = json!(["Ingress", "Egress"]);
+            spec["egress"] = json!([{ "to": [{ "podSelector": {} }] }]);
+        }
+        let object = json!({ "metadata": { "name": format!("crowd-{number}") }, "spec": spec });
+        let policies = format!(
+            "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+            self.namespace(number)
+        );
+        api.create(&policies, &object)?;
+        Ok(())
     }
 
     fn enter_pod(&self, api: &Api, number: u32) -> Result<()> {
@@ -58,16 +123,7 @@ impl Crowd {
         let address = address(node, number / self.nodes + 2);
         let pods = format!("/api/v1/namespaces/{}/pods", self.namespace(number));
         let name = format!("crowd-{number}");
-        let tier = match number % 3 {
-            0 => "front",
-            1 => "middle",
-            _ => "back",
-        };
-        let labels = json!({
-            "app": format!("app-{}", number % 100),
-            "tier": tier,
-            "pod": number.to_string(),
-        });
+        let labels: Value = self.labels(number).into_iter().collect();
         let object = json!({
             "metadata": { "name": name, "labels": labels },
             "spec": {
@@ -117,20 +173,20 @@ fn address(node: u32, host: u32) -> String {
 }
 
 /// Does numbered work on several threads, to the first error.
-fn together(count: u32, work: impl Fn(u32) -> Result<()> + Sync) -> Result<()> {
-    let next = AtomicU32::new(0);
+fn together(numbers: Range<u32>, work: impl Fn(u32) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicU32::new(numbers.start);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..WORKERS)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= count {
+                        if number >= numbers.end {
                             return Ok(());
                         }
                         if let Err(error) = work(number) {
                             // The others need not go on.
-                            next.store(count, Ordering::Relaxed);
+                            next.store(numbers.end, Ordering::Relaxed);
                             return Err(error);
                         }
                     }
