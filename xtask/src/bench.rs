@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Only these parts
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<part::Part>,
+    /// The agent on a real API server instead, with 10,000 pods and 10,000 policies; its goals are the gate
+    #[arg(long, conflicts_with_all = ["only", "micro"])]
+    kubernetes: bool,
     /// Write everything as JSON to this file
     #[arg(long)]
     json: Option<std::path::PathBuf>,
@@ -39,6 +42,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return run_micro();
     }
     setup::install()?;
+    if arguments.kubernetes {
+        setup::install_cluster()?;
+    }
     let agent = dist::agent()?;
     let mut command = cargo(&[
         "bench",
@@ -53,6 +59,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     command.env("TOWPATH_BIN", agent);
     if arguments.gate {
         command.arg("--gate");
+    }
+    if arguments.kubernetes {
+        command.arg("--kubernetes");
     }
     for part in &arguments.only {
         let name = part.to_possible_value().context("a part has a name")?;

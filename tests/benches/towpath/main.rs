@@ -10,6 +10,7 @@ mod blow_up;
 mod events;
 mod expansion;
 mod kernel_memory;
+mod kubernetes;
 mod links;
 mod namespace;
 mod packet;
@@ -37,6 +38,9 @@ struct Arguments {
     /// Only these parts.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
+    /// The agent on a real API server instead.
+    #[arg(long, conflicts_with = "only")]
+    kubernetes: bool,
     /// Write everything as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -65,8 +69,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
         machine: machine(),
         ..Report::default()
     };
+    if arguments.kubernetes {
+        kubernetes::run(&mut report)?;
+    }
     for part in Part::value_variants() {
-        if arguments.only.is_empty() || arguments.only.contains(part) {
+        let is_wanted = arguments.only.is_empty() || arguments.only.contains(part);
+        if is_wanted && !arguments.kubernetes {
             measure(*part, arguments, &mut report).with_context(|| format!("part {part:?}"))?;
         }
     }

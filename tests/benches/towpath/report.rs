@@ -25,6 +25,8 @@ pub(crate) struct Section {
     pub(crate) unit: &'static str,
     /// The arms; the first one is the control.
     pub(crate) arms: Vec<Arm>,
+    /// Whether ratios to the control say something.
+    pub(crate) has_ratios: bool,
     /// Facts beside the samples, for people: sizes, counts, bytes.
     pub(crate) notes: Vec<String>,
 }
@@ -33,7 +35,7 @@ pub(crate) struct Section {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    /// A ratio of one run, or a size: `--gate` fails when it is missed.
+    /// A ratio of one run, a size, or a goal of `--kubernetes`: `--gate` fails when it is missed.
     Gate,
     /// An absolute time, which also says something of the machine: shown only (edge case 38).
     Mark,
@@ -155,7 +157,20 @@ impl Section {
             title: title.into(),
             unit,
             arms,
+            has_ratios: true,
             notes: Vec::new(),
+        }
+    }
+
+    /// A section whose arms stand side by side: figures near zero, or of different things.
+    pub(crate) fn side_by_side(
+        title: impl Into<String>,
+        unit: &'static str,
+        arms: Vec<Arm>,
+    ) -> Self {
+        Self {
+            has_ratios: false,
+            ..Self::new(title, unit, arms)
         }
     }
 
@@ -175,14 +190,18 @@ impl Section {
             "", "min", "median", "p99", "ratio"
         );
         for arm in &self.arms {
+            let ratio = if self.has_ratios {
+                format!("{:.4}", arm.minimum() / control)
+            } else {
+                String::new()
+            };
             let _ = writeln!(
                 text,
-                "  {:width$}  {:>10.2} {:>10.2} {:>10.2} {:>10.4}  {}",
+                "  {:width$}  {:>10.2} {:>10.2} {:>10.2} {ratio:>10}  {}",
                 arm.name,
                 arm.minimum(),
                 arm.quantile(0.5),
                 arm.quantile(0.99),
-                arm.minimum() / control,
                 arm.samples.len()
             );
         }
@@ -203,7 +222,7 @@ impl Report {
         if !self.gates.is_empty() {
             let _ = write!(
                 text,
-                "\nGates (ratios and sizes) and marks (absolute times, shown only)\n  \
+                "\nGates, and marks (absolute times, shown only)\n  \
                  {:6}  {:4}  {:>10}  {:>11}  {:>6}\n",
                 "", "", "figure", "limit", "ratio"
             );
