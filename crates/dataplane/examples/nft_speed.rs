@@ -69,6 +69,7 @@ fn cold_load(backend: &mut NetlinkBackend, table: &Table) -> Result<(), CommitEr
         key: key.to_vec(),
         data: Some(data),
         interval: false,
+        timeout: false,
         size,
     };
     let exact = [Address, ClassId, InetProto, InetService];

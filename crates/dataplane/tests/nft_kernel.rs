@@ -15,9 +15,9 @@ use ruleset::everything::everything;
 use ruleset::{DROP, base_chain, bridge, exact, inet, name, rule, set, v4};
 use serde_json::Value as Json;
 use towpath_dataplane::nft::{
-    Backend, ChainRules, CommandBackend, CommitError, Field, FieldType, Hook, MatchOperand,
-    NetlinkBackend, Operation, Statement, Table, TableFlags, TableState, Transaction, Value,
-    transaction_text,
+    Backend, ChainRules, CommandBackend, CommitError, Element, FakeKernel, Field, FieldType, Hook,
+    MatchOperand, NetlinkBackend, Operation, SetKey, SetSpec, Statement, Table, TableFlags,
+    TableState, Transaction, Value, transaction_text,
 };
 
 /// Runs `nft` and gives what it prints.
@@ -587,4 +587,97 @@ fn owned_table_withstands_others() {
         assert_eq!(errno(other.commit(&small(OWNED))), Some(libc::EPERM));
         assert_in_force(&mut backend);
     });
+}
+
+/// A set of addresses and one of IP versions, each with one element that goes soon and one that stays.
+fn timed() -> Transaction {
+    let timeout = |spec: SetSpec| SetSpec {
+        timeout: true,
+        ..spec
+    };
+    let keys = |left: Value, right: Value| {
+        let soon = (SetKey::Exact(vec![left]), Duration::from_secs(1));
+        let late = (SetKey::Exact(vec![right]), Duration::from_hours(1));
+        vec![soon, late]
+    };
+    let operations = vec![
+        Operation::AddTable(inet(), PLAIN),
+        Operation::AddSet(inet(), timeout(set("open", [FieldType::Ipv4Addr]))),
+        Operation::AddSet(inet(), timeout(set("versions", [FieldType::NfProto]))),
+        Operation::AddTimedElements(inet(), name("open"), keys(v4("10.0.0.1"), v4("10.0.0.2"))),
+        Operation::AddTimedElements(inet(), name("versions"), keys(Value::U8(2), Value::U8(10))),
+    ];
+    Transaction { operations }
+}
+
+fn contents(backend: &mut dyn Backend) -> Vec<Option<Vec<Element>>> {
+    ["open", "versions"]
+        .map(|set| backend.elements(&inet(), &name(set)).unwrap())
+        .into()
+}
+
+#[test]
+fn elements_with_a_time_go_by_themselves() {
+    in_fresh_namespace("nft", "elements_with_a_time_go_by_themselves", || {
+        let mut fake = FakeKernel::new();
+        fake.commit(&timed()).unwrap();
+        let all = contents(&mut fake);
+        fake.pass(Duration::from_secs(2));
+        let late = contents(&mut fake);
+        assert_ne!(all, late);
+
+        for mut backend in [
+            Box::new(NetlinkBackend::open().unwrap()) as Box<dyn Backend>,
+            Box::new(command()),
+        ] {
+            backend.commit(&timed()).unwrap();
+            assert_eq!(contents(&mut *backend), all);
+            assert_eq!(contents(&mut command()), all);
+
+            let deadline = Instant::now() + Duration::from_mins(1);
+            while contents(&mut *backend) != late && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+
+            assert_eq!(contents(&mut *backend), late);
+            assert_eq!(contents(&mut command()), late);
+            nft(&["flush", "ruleset"], "");
+        }
+    });
+}
+
+#[test]
+fn an_element_gets_a_new_time_by_a_flush_before_it() {
+    in_fresh_namespace(
+        "nft",
+        "an_element_gets_a_new_time_by_a_flush_before_it",
+        || {
+            let mut backend = NetlinkBackend::open().unwrap();
+            backend.commit(&timed()).unwrap();
+            let all = contents(&mut backend);
+            let again = timed()
+                .operations
+                .into_iter()
+                .filter_map(|operation| match operation {
+                    Operation::AddTimedElements(table, set, elements) => {
+                        let times = elements
+                            .into_iter()
+                            .map(|(key, _)| (key, Duration::from_mins(15)))
+                            .collect();
+                        Some([
+                            Operation::FlushSet(table.clone(), set.clone()),
+                            Operation::AddTimedElements(table, set, times),
+                        ])
+                    }
+                    _ => None,
+                });
+
+            let operations = again.flatten().collect();
+            backend.commit(&Transaction { operations }).unwrap();
+
+            let listed = nft(&["list", "set", "inet", inet().name.as_str(), "open"], "");
+            assert_eq!(contents(&mut backend), all);
+            assert_eq!(listed.matches("timeout 15m").count(), 2, "{listed}");
+        },
+    );
 }

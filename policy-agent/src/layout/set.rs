@@ -225,6 +225,7 @@ impl SetId {
             key: self.key(),
             data: self.data(),
             interval: self.is_interval(),
+            timeout: false,
             size,
         }
     }

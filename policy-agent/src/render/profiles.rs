@@ -161,6 +161,7 @@ fn make_list(classes: &ClassList) -> impl Iterator<Item = Operation> {
         key: vec![FieldType::ClassId],
         data: None,
         interval: false,
+        timeout: false,
         size: u32::try_from(classes.len()).unwrap_or(u32::MAX),
     };
     let element = |class: &ClassId| Element {

@@ -81,6 +81,7 @@ impl CommandBackend {
     fn ask_types(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
         let is_unknown = |operation: &Operation| match operation {
             Operation::AddElements(table, set, _)
+            | Operation::AddTimedElements(table, set, _)
             | Operation::DeleteElements(table, set, _)
             | Operation::FlushSet(table, set)
             | Operation::DeleteSet(table, set) => {

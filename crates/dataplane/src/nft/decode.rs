@@ -160,7 +160,7 @@ fn decode_set(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
     let number = |kind| be32(find(attributes.clone(), kind)?);
     let of = name(find(attributes.clone(), set::TABLE)?)?;
     let flags = number(set::FLAGS).unwrap_or(0);
-    if flags & !(set::F_INTERVAL | set::F_MAP) != 0 {
+    if flags & !(set::F_INTERVAL | set::F_MAP | set::F_TIMEOUT) != 0 {
         return None;
     }
     let data = match (flags & set::F_MAP != 0, number(set::DATA_TYPE)) {
@@ -177,6 +177,7 @@ fn decode_set(family: Family, attributes: &Attributes<'_>) -> Option<Decoded> {
         key: key_fields(number(set::KEY_TYPE)?)?,
         data,
         interval: flags & set::F_INTERVAL != 0,
+        timeout: flags & set::F_TIMEOUT != 0,
         size,
     };
     Some(Decoded::Set(Table { family, name: of }, spec))

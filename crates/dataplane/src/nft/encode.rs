@@ -8,6 +8,8 @@
 //!   reaches the end of the space has no end element; nft wants a flag in the first one's user data instead.
 //! * Numbers of the interface are in network order, class ids (and all that the kernel keeps in host order) are not.
 
+use std::time::Duration;
+
 use super::batch::{Batch, Nest};
 use super::expression::{ANONYMOUS_NAME, anonymous_set, checked, checked_range, expressions};
 use super::field::{Bytes, Shape};
@@ -102,6 +104,9 @@ impl<'a> Encoder<'a> {
             Operation::AddElements(table, name, elements) => {
                 self.elements(message::NEWSETELEM, NLM_F_CREATE, table, name, elements)?;
             }
+            Operation::AddTimedElements(table, name, elements) => {
+                self.timed_elements(table, name, elements)?;
+            }
             Operation::DeleteElements(table, name, elements) => {
                 self.elements(message::DELSETELEM, 0, table, name, elements)?;
             }
@@ -168,6 +173,9 @@ impl<'a> Encoder<'a> {
         let mut flags = 0;
         if spec.interval {
             flags |= set::F_INTERVAL;
+        }
+        if spec.timeout {
+            flags |= set::F_TIMEOUT;
         }
         if spec.data.is_some() {
             flags |= set::F_MAP;
@@ -312,7 +320,26 @@ impl<'a> Encoder<'a> {
             } else {
                 element.value.as_ref()
             };
-            self.element(&element.key, value)?;
+            self.element(&element.key, value, None)?;
+        }
+        self.close_list(list);
+        Ok(())
+    }
+
+    fn timed_elements(
+        &mut self,
+        table: &Table,
+        name: &Name,
+        elements: &[(SetKey, Duration)],
+    ) -> Result<(), EncodeError> {
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let (kind, flags) = (message::NEWSETELEM, NLM_F_CREATE);
+        let mut list = self.open_list(kind, flags, table, name.as_str(), None);
+        for (key, time) in elements {
+            list = self.split(list, kind, flags, table, name.as_str(), None);
+            self.element(key, None, Some(*time))?;
         }
         self.close_list(list);
         Ok(())
@@ -322,6 +349,7 @@ impl<'a> Encoder<'a> {
         &mut self,
         set_key: &SetKey,
         value: Option<&ElementValue>,
+        time: Option<Duration>,
     ) -> Result<(), EncodeError> {
         match set_key {
             SetKey::Exact(values) => {
@@ -339,10 +367,17 @@ impl<'a> Encoder<'a> {
                 self.batch.close(data_nest);
                 self.batch.close(key_nest);
                 element_value(self.batch, value);
+                if let Some(time) = time {
+                    let time = milliseconds(time).to_be_bytes();
+                    self.batch.bytes_attribute(element::TIMEOUT, &time);
+                }
                 self.batch.close(element);
             }
             SetKey::Range(first, last) => {
                 let (first, last) = checked_range(first.shape(), first, last)?;
+                if time.is_some() {
+                    return Err(EncodeError("a range that ends by itself"));
+                }
                 self.range(&first, &last, value);
             }
         }
@@ -405,6 +440,11 @@ impl<'a> Encoder<'a> {
         self.batch.close(list);
         self.batch.finish();
     }
+}
+
+/// The kernel takes none for "as the set says", so no time is the shortest one.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 fn key(batch: &mut Batch, bytes: &[u8]) {

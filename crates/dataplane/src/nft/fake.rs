@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::backend::{Backend, CommitError};
 use super::compare::{ChainRules, surplus};
@@ -70,6 +71,11 @@ impl FakeKernel {
     /// How many commits were tried.
     pub fn attempts(&self) -> u64 {
         self.state().attempts
+    }
+
+    /// Lets time pass for elements that end by themselves.
+    pub fn pass(&self, time: Duration) {
+        self.state().ruleset.pass(time);
     }
 
     /// The owner dies: its persistent tables stay as orphans.

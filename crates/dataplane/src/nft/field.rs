@@ -217,12 +217,13 @@ impl Shape {
 
 impl FieldType {
     /// All of them.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Ipv4Addr,
         Self::Ipv6Addr,
         Self::EtherAddr,
         Self::InterfaceName,
         Self::InetProto,
+        Self::NfProto,
         Self::InetService,
         Self::ClassId,
         Self::Icmpv6Target,
@@ -235,7 +236,7 @@ impl FieldType {
             Self::Ipv6Addr | Self::Icmpv6Target => Shape::Ipv6,
             Self::EtherAddr => Shape::Ether,
             Self::InterfaceName => Shape::Interface,
-            Self::InetProto => Shape::U8,
+            Self::InetProto | Self::NfProto => Shape::U8,
             Self::InetService => Shape::U16,
             Self::ClassId => Shape::Class,
         }
@@ -249,6 +250,7 @@ impl FieldType {
             Self::EtherAddr => 9,
             Self::InterfaceName => 41,
             Self::InetProto => 12,
+            Self::NfProto => 2,
             Self::InetService => 13,
             Self::ClassId => 23,
             Self::Icmpv6Target => 4,
@@ -263,6 +265,7 @@ impl FieldType {
             Self::EtherAddr => "ether_addr",
             Self::InterfaceName => "ifname",
             Self::InetProto => "inet_proto",
+            Self::NfProto => "nf_proto",
             Self::InetService => "inet_service",
             Self::ClassId => "classid",
             Self::Icmpv6Target => "integer",
@@ -277,6 +280,7 @@ impl FieldType {
             Self::EtherAddr => Field::EtherSource,
             Self::InterfaceName => Field::InputInterface,
             Self::InetProto => Field::L4Proto,
+            Self::NfProto => Field::NfProto,
             Self::InetService => Field::DestinationPort,
             Self::ClassId => Field::Priority,
             Self::Icmpv6Target => Field::Icmpv6Target,
@@ -292,6 +296,7 @@ impl FieldType {
             Self::EtherAddr => (userdata::EXPRESSION_PAYLOAD, &[17, 2]),
             Self::InterfaceName => (userdata::EXPRESSION_META, &[expression::META_IIFNAME]),
             Self::InetProto => (userdata::EXPRESSION_META, &[expression::META_L4PROTO]),
+            Self::NfProto => (userdata::EXPRESSION_META, &[expression::META_NFPROTO]),
             Self::InetService => (userdata::EXPRESSION_PAYLOAD, &[11, 2]),
             Self::ClassId => (userdata::EXPRESSION_META, &[expression::META_PRIORITY]),
             // nft counts payload bases from the link layer as 1.
@@ -302,7 +307,7 @@ impl FieldType {
     /// Byte order in which nft keeps values.
     pub(super) fn byte_order(self) -> u32 {
         match self {
-            Self::InterfaceName | Self::ClassId => userdata::ORDER_HOST,
+            Self::InterfaceName | Self::NfProto | Self::ClassId => userdata::ORDER_HOST,
             _ => userdata::ORDER_BIG,
         }
     }

@@ -5,6 +5,7 @@
 //! said in JSON at all; the command backend then sends text.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use nftables::expr::{
     BinaryOperation, CT, Expression, Map as MapExpression, Meta, MetaKey, NamedExpression, Payload,
@@ -24,7 +25,7 @@ use super::object::{
 use super::symbols::{
     CT_STATES, class_text, ether_mask, is_printable, key_types, range_type, value_text,
 };
-use super::text::{SetTypes, TextError, family_text};
+use super::text::{SetTypes, TextError, family_text, whole_seconds};
 use super::transaction::{Operation, Transaction};
 
 /// A whole transaction as the document that `nft -j -f -` reads.
@@ -69,6 +70,9 @@ fn command(operation: &Operation, types: &SetTypes) -> Result<Option<Json>, Text
         Operation::FlushSet(table, name) => named_set("flush", table, name, types),
         Operation::AddElements(table, set, elements) => {
             return elements_command("add", table, set, elements, types);
+        }
+        Operation::AddTimedElements(table, set, elements) => {
+            return timed_elements_command(table, set, elements, types);
         }
         Operation::DeleteElements(table, set, elements) => {
             return elements_command("delete", table, set, elements, types);
@@ -126,8 +130,13 @@ fn set_command(table: &Table, spec: &SetSpec) -> Json {
         "type": if let [only] = types.as_slice() { json!(only) } else { json!(types) },
         "size": spec.size,
     });
-    if spec.interval {
-        set["flags"] = json!(["interval"]);
+    let flags = [(spec.interval, "interval"), (spec.timeout, "timeout")];
+    let flags: Vec<&str> = flags
+        .into_iter()
+        .filter_map(|(is_set, word)| is_set.then_some(word))
+        .collect();
+    if !flags.is_empty() {
+        set["flags"] = json!(flags);
     }
     match spec.data {
         None => return json!({ "add": { "set": set } }),
@@ -167,13 +176,44 @@ fn elements_command(
         .iter()
         .map(|element| element_json(known, element, verb == "add"))
         .collect::<Result<Vec<Json>, TextError>>()?;
+    Ok(Some(list_command(verb, table, set, &list)))
+}
+
+fn timed_elements_command(
+    table: &Table,
+    set: &Name,
+    elements: &[(SetKey, Duration)],
+    types: &SetTypes,
+) -> Result<Option<Json>, TextError> {
+    if elements.is_empty() {
+        return Ok(None);
+    }
+    let known = types
+        .get(&(table.clone(), set.clone()))
+        .map(|known| &known.key);
+    let timed = |(key, time): &(SetKey, Duration)| {
+        let element = Element {
+            key: key.clone(),
+            value: None,
+        };
+        let key = element_json(known, &element, false)?;
+        Ok(json!({ "elem": { "val": key, "timeout": whole_seconds(*time) } }))
+    };
+    let list = elements
+        .iter()
+        .map(timed)
+        .collect::<Result<Vec<Json>, TextError>>()?;
+    Ok(Some(list_command("add", table, set, &list)))
+}
+
+fn list_command(verb: &str, table: &Table, set: &Name, list: &[Json]) -> Json {
     let object = json!({
         "family": family_text(table.family),
         "table": table.name.as_str(),
         "name": set.as_str(),
         "elem": list,
     });
-    Ok(Some(json!({ verb: { "element": object } })))
+    json!({ verb: { "element": object } })
 }
 
 fn element_json(

@@ -10,6 +10,7 @@ use super::field::Shape;
 use super::object::{
     Element, ElementValue, FieldType, MapData, RuleVerdict, SetKey, SetSpec, Value,
 };
+use super::symbols::numbered;
 
 /// Declarations and elements of the sets and maps in a listing, with the family and the table of each.
 pub(super) fn sets(document: &Json) -> Vec<(&str, &str, SetSpec, &Json)> {
@@ -57,6 +58,7 @@ fn spec(set: &Json) -> Option<SetSpec> {
         key,
         data,
         interval: flags.iter().any(|flag| flag == "interval"),
+        timeout: flags.iter().any(|flag| flag == "timeout"),
         size: u32::try_from(set["size"].as_u64().unwrap_or(0)).ok()?,
     })
 }
@@ -87,6 +89,8 @@ fn decode_element(spec: &SetSpec, element: &Json) -> Option<Element> {
         }
         _ => return None,
     };
+    // An element that ends by itself is written with its time.
+    let key = key.get("elem").map_or(key, |timed| &timed["val"]);
     let key = match (spec.interval, spec.key.as_slice()) {
         (true, [field]) => decode_range(*field, key)?,
         (false, [field]) => SetKey::Exact(vec![decode_value(*field, key)?]),
@@ -132,6 +136,11 @@ fn decode_value(field: FieldType, value: &Json) -> Option<Value> {
         Shape::Ipv6 => Value::Ipv6(value.as_str()?.parse::<Ipv6Addr>().ok()?),
         Shape::Ether => Value::Ether(hardware_address(value.as_str()?)?),
         Shape::Interface => Value::Interface(value.as_str()?.into()),
+        // nft writes this type by name, numeric or not.
+        Shape::U8 if field == FieldType::NfProto => match value.as_str() {
+            Some(name) => Value::U8(u8::try_from(numbered(field.id(), name)?).ok()?),
+            None => Value::U8(u8::try_from(number()?).ok()?),
+        },
         Shape::U8 => Value::U8(u8::try_from(number()?).ok()?),
         Shape::U16 => Value::U16(number()?),
         Shape::Class => Value::Class(class_number(value.as_str()?)?),

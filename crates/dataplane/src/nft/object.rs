@@ -151,6 +151,8 @@ pub enum FieldType {
     InterfaceName,
     /// `inet_proto`, 1 byte.
     InetProto,
+    /// `nf_proto`, 1 byte: 2 is IPv4, 10 is IPv6.
+    NfProto,
     /// `inet_service`, 2 bytes, network order.
     InetService,
     /// `classid`, 4 bytes, host order: the type of `meta priority`.
@@ -209,6 +211,8 @@ pub struct SetSpec {
     pub data: Option<MapData>,
     /// Elements may be ranges (one-field keys only).
     pub interval: bool,
+    /// Elements may end by themselves ([`super::Operation::AddTimedElements`]).
+    pub timeout: bool,
     /// Most elements it can hold.
     pub size: u32,
 }

@@ -165,14 +165,16 @@ fn decode_batch(family: Family, bytes: &[u8]) -> Option<Rule> {
 fn spec() -> impl Strategy<Value = SetSpec> {
     let key = prop::collection::vec(prop::sample::select(FieldType::ALL.to_vec()), 1..5);
     let data = prop::option::of(prop_oneof![Just(MapData::Verdict), Just(MapData::ClassId)]);
-    (name(), key, data, any::<bool>(), 1..1_000_000_u32).prop_map(
-        |(name, key, data, interval, size)| {
+    let flags = (any::<bool>(), any::<bool>());
+    (name(), key, data, flags, 1..1_000_000_u32).prop_map(
+        |(name, key, data, (interval, timeout), size)| {
             let interval = interval && key.len() == 1 && key[0].shape().is_ordered();
             SetSpec {
                 name,
                 key,
                 data,
                 interval,
+                timeout,
                 size,
             }
         },

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -51,6 +52,8 @@ pub(super) struct ChainContent {
 pub(super) struct SetContent {
     pub(super) spec: SetSpec,
     elements: BTreeMap<SetKey, Option<ElementValue>>,
+    /// How long those elements stay that end by themselves.
+    times: BTreeMap<SetKey, Duration>,
     /// Chains that elements jump to, with how many do.
     targets: BTreeMap<Name, usize>,
     /// A set that is made again takes the new size with the commit (kernel 6.5 and later).
@@ -91,6 +94,13 @@ impl Ruleset {
                     .iter()
                     .try_for_each(|element| self.table(table)?.add_element(name, element))
             }
+            Operation::AddTimedElements(_, _, elements) if elements.is_empty() => Ok(()),
+            Operation::AddTimedElements(table, name, elements) => {
+                check_encoding(operation)?;
+                elements
+                    .iter()
+                    .try_for_each(|(key, time)| self.table(table)?.add_timed(name, key, *time))
+            }
             Operation::DeleteElements(table, name, elements) => {
                 check_encoding(operation)?;
                 elements
@@ -127,6 +137,24 @@ impl Ruleset {
                     .all(|table| table.check_jumps().is_ok())
         };
         transaction.operations.iter().take_while(is_valid).count()
+    }
+
+    /// Lets time pass: elements that end by themselves go.
+    pub(super) fn pass(&mut self, time: Duration) {
+        for set in self.tables.values_mut().flat_map(|table| &mut table.sets) {
+            if set.times.is_empty() {
+                continue;
+            }
+            let set = Arc::make_mut(set);
+            let left = |left: &Duration| left.checked_sub(time).filter(|left| !left.is_zero());
+            let times = std::mem::take(&mut set.times);
+            for (key, before) in times {
+                match left(&before) {
+                    Some(left) => drop(set.times.insert(key, left)),
+                    None => drop(set.elements.remove(&key)),
+                }
+            }
+        }
     }
 
     /// The owner's socket is closed: owned tables without `persist` vanish, the others wait for the next one.
@@ -345,6 +373,7 @@ impl TableContent {
         self.sets.push(Arc::new(SetContent {
             spec: spec.clone(),
             elements: BTreeMap::new(),
+            times: BTreeMap::new(),
             targets: BTreeMap::new(),
             next_size: None,
             users: 0,
@@ -364,6 +393,7 @@ impl TableContent {
     fn flush_set(&mut self, name: &Name) -> Result<(), Errno> {
         let set = self.set(name)?;
         set.targets.clear();
+        set.times.clear();
         let elements = std::mem::take(&mut set.elements);
         for value in elements.into_values() {
             self.count_value(value.as_ref(), usize::wrapping_sub)?;
@@ -402,12 +432,30 @@ impl TableContent {
         self.count_value(element.value.as_ref(), usize::wrapping_add)
     }
 
+    fn add_timed(&mut self, name: &Name, key: &SetKey, time: Duration) -> Result<(), Errno> {
+        let set = self.set(name)?;
+        if !set.spec.timeout {
+            return Err(libc::EINVAL);
+        }
+        if set.elements.contains_key(key) {
+            return Ok(());
+        }
+        let element = Element {
+            key: key.clone(),
+            value: None,
+        };
+        self.add_element(name, &element)?;
+        self.set(name)?.times.insert(key.clone(), time);
+        Ok(())
+    }
+
     fn delete_element(&mut self, name: &Name, key: &SetKey) -> Result<(), Errno> {
         let set = self.set(name)?;
         if !key_fits(&set.spec, key) {
             return Err(libc::EINVAL);
         }
         let value = set.elements.remove(key).ok_or(libc::ENOENT)?;
+        set.times.remove(key);
         if let Some(chain) = value_target(value.as_ref())
             && let Some(count) = set.targets.get_mut(chain)
         {

@@ -62,6 +62,14 @@ pub(super) fn symbol(type_id: u32, number: u16) -> Option<&'static str> {
     known.map(|(_, _, name)| *name)
 }
 
+/// The number that nft has a name for.
+pub(super) fn numbered(type_id: u32, name: &str) -> Option<u16> {
+    let known = SYMBOLS
+        .iter()
+        .find(|(of, _, known)| (*of, *known) == (type_id, name));
+    known.map(|(_, number, _)| *number)
+}
+
 /// A class id as nft writes it: two halves in hexadecimal.
 pub(super) fn class_text(class: u32) -> String {
     match class {

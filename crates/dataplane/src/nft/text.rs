@@ -7,6 +7,7 @@
 //! [`transaction_text`] fail; nothing is ever passed on unescaped.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
@@ -88,6 +89,9 @@ pub(super) fn describe(operation: &Operation) -> String {
         }
         Operation::DeleteElements(table, set, elements) => {
             printer.elements("delete", table, set, &elements[..elements.len().min(8)]);
+        }
+        Operation::AddTimedElements(table, set, elements) => {
+            printer.timed_elements(table, set, &elements[..elements.len().min(8)]);
         }
         operation => printer.operation(operation),
     }
@@ -188,6 +192,9 @@ impl<'a> Printer<'a> {
             Operation::AddElements(table, set, elements) => {
                 self.elements("add", table, set, elements);
             }
+            Operation::AddTimedElements(table, set, elements) => {
+                self.timed_elements(table, set, elements);
+            }
             Operation::DeleteElements(table, set, elements) => {
                 self.elements("delete", table, set, elements);
             }
@@ -225,6 +232,30 @@ impl<'a> Printer<'a> {
             }
             // A value in a deletion would have to be equal; the key alone decides.
             self.element(types, element, verb == "add");
+        }
+        self.out.push_str(" }");
+    }
+
+    fn timed_elements(&mut self, table: &Table, set: &Name, elements: &[(SetKey, Duration)]) {
+        if elements.is_empty() {
+            return;
+        }
+        self.command("add element", table, Some(set));
+        self.out.push_str(" { ");
+        let types = self
+            .types
+            .get(&(table.clone(), set.clone()))
+            .map(|known| &known.key);
+        for (position, (key, time)) in elements.iter().enumerate() {
+            if position > 0 {
+                self.out.push_str(", ");
+            }
+            let element = Element {
+                key: key.clone(),
+                value: None,
+            };
+            self.element(types, &element, false);
+            self.push(format_args!(" timeout {}s", whole_seconds(*time)));
         }
         self.out.push_str(" }");
     }
@@ -452,10 +483,19 @@ pub(super) fn spec_lines(spec: &SetSpec) -> Vec<String> {
     let word = if is_typeof(spec) { "typeof" } else { "type" };
     let mut lines = vec![format!("{word} {}{data}", key.join(" . "))];
     lines.push(format!("size {}", spec.size));
-    if spec.interval {
-        lines.push("flags interval".to_owned());
+    match (spec.interval, spec.timeout) {
+        (false, false) => {}
+        (true, false) => lines.push("flags interval".to_owned()),
+        (false, true) => lines.push("flags timeout".to_owned()),
+        (true, true) => lines.push("flags interval,timeout".to_owned()),
     }
     lines
+}
+
+/// A time as nft's JSON has it: at least a second, and no shorter than it is.
+pub(super) fn whole_seconds(time: Duration) -> u64 {
+    let part = u64::from(time.subsec_nanos() > 0);
+    time.as_secs().saturating_add(part).max(1)
 }
 
 /// Whether a set must be declared by example, because nft has no name for the type of a field.

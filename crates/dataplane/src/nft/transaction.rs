@@ -1,6 +1,8 @@
 //! Operations, and the transaction that collects them.
 
-use super::object::{Chain, Element, Name, Rule, SetSpec, Table, TableFlags};
+use std::time::Duration;
+
+use super::object::{Chain, Element, Name, Rule, SetKey, SetSpec, Table, TableFlags};
 
 /// One change of the ruleset. All of a transaction take effect together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,9 @@ pub enum Operation {
     /// Adds elements; an equal one that is there is fine, one with another value is an error (`EEXIST`). To change a
     /// value, delete the element earlier in the same transaction.
     AddElements(Table, Name, Vec<Element>),
+    /// Adds elements that the kernel removes by itself after their time, to a set with `timeout`. One that is there
+    /// keeps the time that it has: flush the set earlier in the same transaction to give it another.
+    AddTimedElements(Table, Name, Vec<(SetKey, Duration)>),
     /// Removes elements by key; an error when one is not there.
     DeleteElements(Table, Name, Vec<Element>),
 }
@@ -45,6 +50,7 @@ impl Operation {
             | Self::DeleteSet(table, _)
             | Self::FlushSet(table, _)
             | Self::AddElements(table, _, _)
+            | Self::AddTimedElements(table, _, _)
             | Self::DeleteElements(table, _, _) => table,
         }
     }

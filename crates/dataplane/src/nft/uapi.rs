@@ -102,6 +102,7 @@ pub(super) mod set {
     pub(crate) const F_CONSTANT: u32 = 2;
     pub(crate) const F_INTERVAL: u32 = 4;
     pub(crate) const F_MAP: u32 = 8;
+    pub(crate) const F_TIMEOUT: u32 = 16;
 
     /// `NFT_DATA_VERDICT`.
     pub(crate) const DATA_VERDICT: u32 = 0xffff_ff00;
@@ -119,6 +120,8 @@ pub(super) mod element {
     pub(crate) const KEY: u16 = 1;
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
+    /// Milliseconds.
+    pub(crate) const TIMEOUT: u16 = 4;
     pub(crate) const USERDATA: u16 = 6;
 
     pub(crate) const F_INTERVAL_END: u32 = 1;

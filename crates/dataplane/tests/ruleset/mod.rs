@@ -72,6 +72,7 @@ pub(crate) fn set<const N: usize>(text: &str, key: [FieldType; N]) -> SetSpec {
         key: key.to_vec(),
         data: None,
         interval: false,
+        timeout: false,
         size: 1000,
     }
 }
