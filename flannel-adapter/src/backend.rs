@@ -40,6 +40,8 @@ struct Row {
     name: &'static str,
     /// Bytes that it adds to each packet, if that is fixed.
     overhead: Option<u32>,
+    /// UDP ports of its tunnels unless configured otherwise.
+    ports: &'static [u16],
 }
 
 const ROWS: [Row; 9] = [
@@ -47,46 +49,55 @@ const ROWS: [Row; 9] = [
         kind: BackendType::Vxlan,
         name: "vxlan",
         overhead: Some(50),
+        ports: &[VXLAN_PORT],
     },
     Row {
         kind: BackendType::HostGateway,
         name: "host-gw",
         overhead: Some(0),
+        ports: &[],
     },
     Row {
         kind: BackendType::Ipip,
         name: "ipip",
         overhead: Some(20),
+        ports: &[],
     },
     Row {
         kind: BackendType::WireGuard,
         name: "wireguard",
         overhead: Some(80),
+        ports: &WIREGUARD_PORTS,
     },
     Row {
         kind: BackendType::Udp,
         name: "udp",
         overhead: Some(28),
+        ports: &[UDP_PORT],
     },
     Row {
         kind: BackendType::Ipsec,
         name: "ipsec",
         overhead: Some(77),
+        ports: &[],
     },
     Row {
         kind: BackendType::Alloc,
         name: "alloc",
         overhead: Some(0),
+        ports: &[],
     },
     Row {
         kind: BackendType::Extension,
         name: "extension",
         overhead: None,
+        ports: &[],
     },
     Row {
         kind: BackendType::TencentVpc,
         name: "tencent-vpc",
         overhead: Some(0),
+        ports: &[],
     },
 ];
 
@@ -97,6 +108,31 @@ impl BackendType {
             Self::Other(name) => name,
             known => self::row(known).map_or("", |row| row.name),
         }
+    }
+
+    /// The backend whose tunnel a device of this name is; those of the others have no name of their own.
+    pub fn of_device(name: &str) -> Option<Self> {
+        let is_number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+        match name {
+            "flannel.ipip" => Some(Self::Ipip),
+            "flannel-wg" | "flannel-wg-v6" => Some(Self::WireGuard),
+            _ => {
+                let vni = ["flannel.", "flannel-v6."]
+                    .iter()
+                    .find_map(|start| name.strip_prefix(start));
+                if vni.is_some_and(is_number) {
+                    return Some(Self::Vxlan);
+                }
+                // A device of this name and a number is the program's own.
+                let number = name.strip_prefix("flannel");
+                number.is_some_and(is_number).then_some(Self::Udp)
+            }
+        }
+    }
+
+    /// UDP ports of its tunnels unless configured otherwise.
+    pub fn usual_ports(&self) -> &'static [u16] {
+        row(self).map_or(&[], |row| row.ports)
     }
 
     /// Bytes by which Flannel makes the pods' largest packet smaller than that of its own interface; none where only
@@ -271,6 +307,8 @@ impl Backend {
 /// The kernel's default port of VXLAN, which is not that of the standard.
 const VXLAN_PORT: u16 = 8472;
 const UDP_PORT: u16 = 8285;
+/// For IPv4, then for IPv6.
+const WIREGUARD_PORTS: [u16; 2] = [51_820, 51_821];
 const PORT: &str = "a port number";
 const MTU: &str = "a number of bytes";
 
@@ -305,10 +343,12 @@ fn wireguard(fields: &Fields<'_>, faults: &mut Vec<Fault>) -> WireGuardOptions {
         },
     );
     WireGuardOptions {
-        port: fields.number("ListenPort", PORT, faults).unwrap_or(51_820),
+        port: fields
+            .number("ListenPort", PORT, faults)
+            .unwrap_or(WIREGUARD_PORTS[0]),
         port_v6: fields
             .number("ListenPortV6", PORT, faults)
-            .unwrap_or(51_821),
+            .unwrap_or(WIREGUARD_PORTS[1]),
         mode: mode.unwrap_or_default(),
         mtu: fields.number("MTU", MTU, faults).filter(|mtu| *mtu != 0),
     }

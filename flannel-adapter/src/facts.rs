@@ -46,6 +46,8 @@ pub struct Link {
     pub mac: Option<MacAddress>,
     /// Its addresses, without link-local ones.
     pub addresses: Vec<IpAddr>,
+    /// UDP port of the tunnel that it is, where the kernel tells one.
+    pub udp_port: Option<u16>,
 }
 
 /// What Flannel set up, as far as it can be told.
@@ -61,6 +63,8 @@ pub struct FlannelFacts {
     pub pod_networks: Networks,
     /// Largest packet of this node's pods.
     pub mtu: Option<u32>,
+    /// UDP ports at which the tunnels of nodes listen, see [`FlannelFacts::merge`].
+    pub overlay_ports: BTreeSet<u16>,
     /// Whether Flannel masquerades what leaves the pods' networks.
     pub masquerades: Option<bool>,
     /// Whether Flannel's rules are in nftables.
@@ -77,8 +81,9 @@ pub struct FlannelFacts {
 
 impl FlannelFacts {
     /// Puts the inputs together. Where they disagree about this node, the Node object or the lease wins over `subnet.env`,
-    /// which flanneld writes from them, and what a node says of its backend over the configuration, which may be newer
-    /// than the program.
+    /// which flanneld writes from them. What a node says of its backend wins over its devices, and these over the
+    /// configuration, which may be newer than the program. The ports of the overlay are those of the devices; where these tell
+    /// none, those of the configuration if that is of the same backend, else the backend's usual ones.
     pub fn merge(inputs: &Inputs) -> Self {
         let nodes = joined(&inputs.nodes);
         let own = own_key(inputs, &nodes);
@@ -94,10 +99,18 @@ impl FlannelFacts {
         let told = own_facts
             .map(|facts| facts.pod_networks)
             .unwrap_or_default();
+        let links = inputs.links.as_deref().unwrap_or_default();
+        let backend = own_facts
+            .and_then(|facts| facts.backend.clone())
+            .or_else(|| {
+                links
+                    .iter()
+                    .find_map(|link| BackendType::of_device(&link.name))
+            })
+            .or_else(|| conf.map(|conf| conf.backend.kind()));
         let mut merged = Self {
-            backend: own_facts
-                .and_then(|facts| facts.backend.clone())
-                .or_else(|| conf.map(|conf| conf.backend.kind())),
+            overlay_ports: overlay_ports(links, conf.map(|conf| &conf.backend), backend.as_ref()),
+            backend,
             options: conf.map(|conf| conf.backend.clone()),
             networks,
             pod_networks: told.or(env.map(|env| env.subnets).unwrap_or_default()),
@@ -183,6 +196,31 @@ impl FlannelFacts {
             .values()
             .flat_map(|node| node.public.iter())
             .collect()
+    }
+}
+
+/// UDP ports of the tunnels.
+fn overlay_ports(
+    links: &[Link],
+    options: Option<&Backend>,
+    backend: Option<&BackendType>,
+) -> BTreeSet<u16> {
+    let devices = links
+        .iter()
+        .filter(|link| BackendType::of_device(&link.name).is_some());
+    let shown: BTreeSet<u16> = devices.filter_map(|link| link.udp_port).collect();
+    if !shown.is_empty() {
+        return shown;
+    }
+    let Some(backend) = backend else {
+        return BTreeSet::new();
+    };
+    match options.filter(|options| options.kind() == *backend) {
+        Some(options) => [false, true]
+            .into_iter()
+            .filter_map(|is_ipv6| options.tunnel_port(is_ipv6))
+            .collect(),
+        None => backend.usual_ports().iter().copied().collect(),
     }
 }
 

@@ -16,6 +16,7 @@ mod family;
 mod fault;
 pub mod files;
 pub mod finding;
+pub mod here;
 mod json;
 pub mod lease;
 pub mod merger;

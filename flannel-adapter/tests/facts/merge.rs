@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use flannel_adapter::annotations::AnnotationNames;
 use flannel_adapter::backend::BackendType;
 use flannel_adapter::facts::{FlannelFacts, Inputs, Link};
@@ -32,6 +34,7 @@ fn link(name: &str, addresses: &[&str]) -> Link {
         mtu: 1450,
         mac: Some(MAC.parse().unwrap()),
         addresses: addresses.iter().map(|text| address(text)).collect(),
+        udp_port: None,
     }
 }
 
@@ -369,4 +372,71 @@ fn without_kubernetes_the_own_lease_is_that_of_the_own_subnet() {
 
     assert_eq!(facts.own, Some(NodeKey::Lease("10.244.1.0/24".into())));
     assert_eq!(facts.remote_nodes().count(), 0);
+}
+
+#[test]
+fn ports_of_the_overlay_are_the_devices_else_the_configured_else_the_usual_ones() {
+    let ports = |change: &dyn Fn(&mut Inputs)| {
+        let mut inputs = Inputs {
+            nodes: Vec::new(),
+            net_conf: None,
+            links: Some(vec![link("eth0", &[])]),
+            ..healthy()
+        };
+        change(&mut inputs);
+        let facts = FlannelFacts::merge(&inputs);
+        facts.overlay_ports
+    };
+    let configured = |inputs: &mut Inputs, backend: &str| {
+        let text = format!(r#"{{"Network": "10.244.0.0/16", "Backend": {backend}}}"#);
+        inputs.net_conf = NetConf::parse("net-conf.json", &text).whole().unwrap();
+    };
+    let with = |name: &str, udp_port| {
+        Some(vec![Link {
+            udp_port,
+            ..link(name, &[])
+        }])
+    };
+
+    assert_eq!(ports(&|_| {}), BTreeSet::from([]));
+    // Somebody else's tunnel is not Flannel's.
+    assert_eq!(
+        ports(&|inputs| inputs.links = with("vxlan7", Some(4789))),
+        BTreeSet::from([])
+    );
+    assert_eq!(
+        ports(&|inputs| inputs.links = with("flannel.1", None)),
+        BTreeSet::from([8472])
+    );
+    assert_eq!(
+        ports(&|inputs| inputs.links = with("flannel-wg", None)),
+        BTreeSet::from([51_820, 51_821])
+    );
+    assert_eq!(
+        ports(&|inputs| inputs.links = with("flannel0", None)),
+        BTreeSet::from([8285])
+    );
+    assert_eq!(
+        ports(&|inputs| inputs.links = with("flannel.ipip", None)),
+        BTreeSet::from([])
+    );
+    let vxlan = r#"{"Type": "vxlan", "Port": 8473}"#;
+    assert_eq!(
+        ports(&|inputs| configured(inputs, vxlan)),
+        BTreeSet::from([8473])
+    );
+    let in_force = ports(&|inputs| {
+        configured(inputs, vxlan);
+        inputs.links = with("flannel.1", Some(8474));
+    });
+    assert_eq!(in_force, BTreeSet::from([8474]));
+    let changed = ports(&|inputs| {
+        configured(inputs, r#"{"Type": "wireguard", "ListenPort": 7}"#);
+        inputs.links = with("flannel.1", None);
+    });
+    assert_eq!(changed, BTreeSet::from([8472]));
+    assert_eq!(
+        ports(&|inputs| configured(inputs, r#"{"Type": "host-gw"}"#)),
+        BTreeSet::from([])
+    );
 }
