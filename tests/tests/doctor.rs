@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 use towpath_tests::agent::{Agent, AgentOptions};
+use towpath_tests::cluster::KubernetesConfig;
+use towpath_tests::cni::PluginSet;
 use towpath_tests::lab::{Lab, LabConfig, Node, PodSpec};
 use towpath_tests::program;
 use towpath_tests::require;
@@ -23,17 +25,24 @@ struct Patient<'a> {
 }
 
 impl<'a> Patient<'a> {
+    /// With what flanneld would have written.
     fn new(lab: &'a Lab) -> Result<Self> {
+        let patient = Self::beside_flanneld(lab)?;
+        fs::write(
+            patient.path("subnet.env"),
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+        )?;
+        Ok(patient)
+    }
+
+    /// A node with a flanneld, which has written what it writes.
+    fn beside_flanneld(lab: &'a Lab) -> Result<Self> {
         let patient = Self {
             lab,
             node: lab.node("node-a")?,
         };
         fs::create_dir_all(patient.path("net.d"))?;
         fs::write(patient.path("net.d/10-flannel.conflist"), CONFLIST)?;
-        fs::write(
-            patient.path("subnet.env"),
-            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
-        )?;
         Ok(patient)
     }
 
@@ -109,6 +118,76 @@ fn a_good_node_has_no_fault_with_and_without_an_agent() {
     assert_eq!(during, (vec![], 0));
     let orphaned = vec![("agent".to_owned(), "serious".to_owned())];
     assert_eq!(after, (orphaned, 1));
+}
+
+#[test]
+fn a_node_of_a_real_cluster_is_good_until_it_is_not() {
+    require!(
+        "doctor",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        CniModulePlugins,
+        Vxlan,
+        BridgeNetfilter,
+        Nft
+    );
+    let mut lab = Lab::new(&LabConfig {
+        plugins: PluginSet::Module,
+        kubernetes: Some(KubernetesConfig::default()),
+        ..LabConfig::default()
+    })
+    .unwrap();
+    lab.write_namespace("shop", &[]).unwrap();
+    lab.add_pod(PodSpec::new("node-a", "shop", "web")).unwrap();
+    let patient = Patient::beside_flanneld(&lab).unwrap();
+    let mut agent = Agent::start(&lab, "node-a", &AgentOptions::default()).unwrap();
+    agent.wait_ready().unwrap();
+
+    assert_eq!(patient.faults().unwrap(), (vec![], 0));
+    let (all, _) = patient.findings().unwrap();
+    assert!(
+        all.contains(&("nodes".to_owned(), "ok".to_owned())),
+        "{all:?}"
+    );
+
+    // Somebody registers a node with the pods of another one.
+    let network = lab.node("node-b").unwrap().pod_cidrs[0].to_string();
+    let api = lab.cluster().unwrap().api();
+    let twin = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": "twin" },
+        "spec": { "podCIDR": network, "podCIDRs": [network] },
+    });
+    api.create("/api/v1/nodes", &twin).unwrap();
+    let serious = |id: &str| (vec![(id.to_owned(), "serious".to_owned())], 1);
+    assert_eq!(patient.faults().unwrap(), serious("pod-network"));
+    api.delete("/api/v1/nodes/twin").unwrap();
+    assert_eq!(patient.faults().unwrap(), (vec![], 0));
+
+    // What flanneld keeps over its restart when a node goes meanwhile.
+    let mut parts: Vec<&str> = network.split('.').collect();
+    parts[2] = "77";
+    let gone = parts.join(".");
+    let gateway = gone.split('/').next().unwrap_or_default();
+    patient
+        .run(&format!(
+            "ip route add {gone} via {gateway} dev flannel.1 onlink"
+        ))
+        .unwrap();
+    let stale = vec![("stale-routes".to_owned(), "warning".to_owned())];
+    assert_eq!(patient.faults().unwrap(), (stale, 0));
+    patient.run(&format!("ip route delete {gone}")).unwrap();
+    assert_eq!(patient.faults().unwrap(), (vec![], 0));
+
+    // What the real flanneld told of its device is no longer so.
+    patient
+        .run("ip link set flannel.1 address 02:00:00:00:00:99")
+        .unwrap();
+    assert_eq!(patient.faults().unwrap(), serious("vtep"));
+    agent.kill().unwrap();
+    lab.close().unwrap();
 }
 
 /// How a fault is made, how it is undone, and what it is called.

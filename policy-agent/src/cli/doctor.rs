@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
+use flannel_adapter::here::DEFAULT_NET_CONF;
+use flannel_adapter::subnet_env::DEFAULT_PATH;
 use smol_str::SmolStr;
 
 use super::arguments::SourceLocation;
@@ -31,8 +33,11 @@ pub(super) struct DoctorArguments {
     #[arg(long = "pod-bridge", value_name = "NAME")]
     pod_bridges: Vec<SmolStr>,
     /// What flanneld writes at its start.
-    #[arg(long, default_value = "/run/flannel/subnet.env", value_name = "FILE")]
+    #[arg(long, default_value = DEFAULT_PATH, value_name = "FILE")]
     subnet_env: PathBuf,
+    /// Flannel's configuration, where the host has it as a file; what the API server has wins.
+    #[arg(long, default_value = DEFAULT_NET_CONF, value_name = "FILE")]
+    net_conf: PathBuf,
     /// Directory of CNI configurations.
     #[arg(
         long = "cni-config-dir",
@@ -66,7 +71,10 @@ pub(super) fn run(arguments: &DoctorArguments) -> Result<Exit, CommandError> {
             .or_else(|| answered.map(|status| SmolStr::new(&status.node))),
         source: arguments.source.clone(),
         pod_bridges: arguments.pod_bridges.iter().cloned().collect(),
-        subnet_env: arguments.subnet_env.clone(),
+        flannel: flannel_adapter::here::Places {
+            subnet_env: arguments.subnet_env.clone(),
+            net_conf: arguments.net_conf.clone(),
+        },
         cni_configurations: arguments.cni_configurations.clone(),
         state_directory: arguments.state_directory.clone(),
     };

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
+use flannel_adapter::FlannelFacts;
 use flannel_adapter::annotations::AnnotationNames;
 use flannel_adapter::detect::{self, Detection, MOST_BYTES, parse_conflist};
-use flannel_adapter::facts::{Inputs, Link};
-use flannel_adapter::{FlannelFacts, files};
+use flannel_adapter::here::{self, Here};
 use smol_str::SmolStr;
 use towpath_core::model::MacAddress;
 use towpath_dataplane::link::{
@@ -35,8 +35,8 @@ pub struct Places {
     pub source: Option<SourceLocation>,
     /// Bridges of pods besides the one that the CNI configuration names.
     pub pod_bridges: BTreeSet<SmolStr>,
-    /// Flannel's `subnet.env`.
-    pub subnet_env: PathBuf,
+    /// Flannel's files.
+    pub flannel: here::Places,
     /// Folder of CNI configurations.
     pub cni_configurations: PathBuf,
     /// The agent's state directory.
@@ -46,10 +46,10 @@ pub struct Places {
 /// Looks at everything, in the network namespace of the calling thread. `agent` is what the agent said.
 pub fn gather(places: &Places, agent: Look<Option<Status>>) -> Facts {
     let cni = cni(&places.cni_configurations, &places.state_directory);
-    let kernel = Kernel::look(&cni);
+    let kernel = Kernel::look(&cni, &places.flannel);
     let pod_bridges = pod_bridges(places, &cni, agent.get());
     let nodes = nodes::read(places.source.as_ref());
-    let flannel = flannel(places, &kernel, &cni, &nodes, pod_bridges.first());
+    let flannel = flannel(places, &kernel.here, &nodes, pod_bridges.first());
     Facts {
         links: kernel.links,
         pod_bridges,
@@ -97,46 +97,34 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 struct Kernel {
     links: Look<Vec<LinkFacts>>,
     detection: Look<Detection>,
-    /// Routes by devices of Flannel.
-    routes: Vec<(ipnet::IpNet, SmolStr)>,
+    /// What shows of Flannel.
+    here: Look<Here>,
 }
 
 impl Kernel {
-    fn look(cni: &Look<Cni>) -> Self {
-        Self::try_look(cni).unwrap_or_else(|error| {
+    fn look(cni: &Look<Cni>, flannel: &here::Places) -> Self {
+        Self::try_look(cni, flannel).unwrap_or_else(|error| {
             let reason = chain(&error);
             Self {
                 links: Look::Unseen(reason.clone()),
-                detection: Look::Unseen(reason),
-                routes: Vec::new(),
+                detection: Look::Unseen(reason.clone()),
+                here: Look::Unseen(reason),
             }
         })
     }
 
-    fn try_look(cni: &Look<Cni>) -> Result<Self, NetlinkError> {
+    fn try_look(cni: &Look<Cni>, flannel: &here::Places) -> Result<Self, NetlinkError> {
         let mut scanner = Scanner::open()?;
         let snapshot = scanner.discover()?;
-        let all = scanner.routes(|_| true)?;
-        let name_of = |index: u32| {
-            let found = snapshot.interfaces.iter().find(|link| link.index == index);
-            found.map(|link| link.name.clone())
-        };
-        let routes = all.iter().filter_map(|route| {
-            let name = name_of(route.index)?;
-            name.starts_with("flannel")
-                .then_some((route.destination, name))
-        });
-        let defaults: BTreeSet<u32> = all
-            .iter()
-            .filter(|route| route.destination.prefix_len() == 0)
-            .map(|route| route.index)
-            .collect();
+        let all = scanner.routes(|route| route.destination.prefix_len() == 0)?;
+        let defaults: BTreeSet<u32> = all.iter().map(|route| route.index).collect();
         let chosen = cni.get().and_then(Cni::chosen).cloned();
+        let here = Here::look(&mut scanner, &snapshot, chosen.as_ref(), flannel);
         let detection = detect::survey(&mut scanner, &snapshot, chosen, |table| table == "towpath");
         Ok(Self {
             links: Look::Seen(links(&snapshot, &defaults)),
             detection: look(detection.map(|survey| detect::detect(&survey))),
-            routes: routes.collect(),
+            here: look(here),
         })
     }
 }
@@ -212,31 +200,16 @@ fn pod_bridges(
 
 fn flannel(
     places: &Places,
-    kernel: &Kernel,
-    cni: &Look<Cni>,
+    here: &Look<Here>,
     nodes: &Look<nodes::Nodes>,
     bridge: Option<&SmolStr>,
 ) -> Look<Flannel> {
-    let subnet_env = match files::subnet_env(&places.subnet_env) {
-        Ok(read) => read,
-        Err(error) => return Look::Unseen(chain(&error)),
+    let mut here = match here {
+        Look::Seen(here) => here.clone(),
+        Look::Unseen(reason) => return Look::Unseen(reason.clone()),
     };
-    let Look::Seen(links) = &kernel.links else {
-        return Look::Unseen("interfaces cannot be listed".to_owned());
-    };
-    let mut faults = Vec::new();
-    let subnet_env = subnet_env.map(|parsed| {
-        faults.extend(parsed.faults.iter().map(ToString::to_string));
-        parsed.value
-    });
-    let has_device = links.iter().any(|link| link.name.starts_with("flannel"));
-    let plugin = cni
-        .get()
-        .and_then(Cni::chosen)
-        .and_then(|chosen| chosen.plugins.first());
-    let is_there =
-        has_device || subnet_env.is_some() || plugin.is_some_and(|name| name == "flannel");
-    let (mut records, mut net_conf) = (Vec::new(), None);
+    let mut faults: Vec<String> = here.faults.iter().map(ToString::to_string).collect();
+    let mut records = Vec::new();
     if let Look::Seen(read) = nodes {
         let names = AnnotationNames::default();
         for record in &read.records {
@@ -244,35 +217,18 @@ fn flannel(
             faults.extend(parsed.faults.iter().map(ToString::to_string));
             records.push(parsed.value);
         }
+        // What Flannel was told last wins over a file that its pod may have left.
         if let Some(parsed) = &read.net_conf {
             faults.extend(parsed.faults.iter().map(ToString::to_string));
-            net_conf.clone_from(&parsed.value);
+            here.net_conf.clone_from(&parsed.value);
         }
     }
-    let inputs = Inputs {
-        own_node: own_name(places),
-        expects_subnet_env: is_there,
-        nodes: records,
-        subnet_env,
-        net_conf,
-        links: Some(links.iter().map(as_link).collect()),
-        routes: kernel.routes.clone(),
-        bridge: bridge.cloned(),
-    };
+    let inputs = here.inputs(own_name(places), records, bridge.cloned());
     Look::Seen(Flannel {
-        is_there,
+        is_there: here.is_there,
         facts: FlannelFacts::merge(&inputs),
         faults,
     })
-}
-
-fn as_link(link: &LinkFacts) -> Link {
-    Link {
-        name: link.name.clone(),
-        mtu: link.mtu,
-        mac: link.mac,
-        addresses: link.addresses.clone(),
-    }
 }
 
 /// The node's name: what was given, else the host's, as kubelets take it.
