@@ -122,6 +122,25 @@ impl Agent {
         Ok(command)
     }
 
+    /// Where it keeps its state.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Arguments of commands that say where this agent is, or was.
+    pub fn place(&self) -> Result<Vec<String>> {
+        let text = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.with_context(|| format!("{} is no text", path.display()))
+        };
+        Ok(vec![
+            "--state-dir".to_owned(),
+            text(&self.state)?,
+            "--socket".to_owned(),
+            text(&self.socket)?,
+        ])
+    }
+
     /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -24,6 +24,7 @@ impl GraphThread {
             Question::Policies(to) => tell(to, views::policies(cluster, node, foreign)),
             Question::Classes(to) => tell(to, views::classes(&self.graph.tables())),
             Question::Denied(to) => tell(to, self.denied.report()),
+            Question::Bypasses(to) => tell(to, self.bypass_report()),
         }
     }
 
@@ -44,6 +45,7 @@ impl GraphThread {
             name: bridge.name.to_string(),
             is_filtered: bridge.is_filtered,
         });
+        let bypasses = self.bypass_report();
         let memory = Memory::read().unwrap_or_default();
         Status {
             node: self.node.clone(),
@@ -51,9 +53,12 @@ impl GraphThread {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.duration_since(self.started).as_secs(),
             enforcement: self.enforcement,
-            enforced: awaited.is_empty() && self.enforcement == Enforcement::Enforce,
+            enforced: awaited.is_empty()
+                && self.enforcement == Enforcement::Enforce
+                && bypasses.is_empty(),
             awaited,
             warnings: self.strangeness().into_iter().collect(),
+            bypasses,
             in_sync: self.is_in_sync,
             commits: Commits {
                 last_seconds_ago: self

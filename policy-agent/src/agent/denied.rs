@@ -29,32 +29,47 @@ const MOST_LINES: usize = 10;
 pub(super) struct Reason {
     /// Name of a [`DropReason`], or `other`.
     pub(super) name: &'static str,
-    /// Whether it passed all the same.
-    pub(super) is_audited: bool,
+    pub(super) outcome: Outcome,
+}
+
+/// What became of a packet that policy denies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Outcome {
+    Dropped,
+    /// It passed, since its node or endpoint is audited.
+    Audited,
+    /// It passed, since an operator has opened enforcement for a while.
+    Bypassed,
 }
 
 impl Reason {
     /// The reason of a rule's prefix. The group may carry the packets of others; those are `other`.
     fn of(prefix: &str) -> Self {
         let found = DropReason::ALL.into_iter().find_map(|reason| {
-            let is_audited = prefix == reason.audit_name();
-            (is_audited || prefix == reason.name()).then_some(Self {
-                name: reason.name(),
-                is_audited,
-            })
+            let outcome = if prefix == reason.name() {
+                Outcome::Dropped
+            } else if prefix == reason.audit_name() {
+                Outcome::Audited
+            } else if prefix.strip_prefix("bypass_") == Some(reason.name()) {
+                Outcome::Bypassed
+            } else {
+                return None;
+            };
+            let name = reason.name();
+            Some(Self { name, outcome })
         });
         found.unwrap_or(Self {
             name: "other",
-            is_audited: false,
+            outcome: Outcome::Dropped,
         })
     }
 
     /// As it is counted: packets that passed are told from those that did not.
     fn counted(self) -> String {
-        if self.is_audited {
-            format!("audited {}", self.name)
-        } else {
-            self.name.to_owned()
+        match self.outcome {
+            Outcome::Dropped => self.name.to_owned(),
+            Outcome::Audited => format!("audited {}", self.name),
+            Outcome::Bypassed => format!("bypassed {}", self.name),
         }
     }
 }
@@ -245,7 +260,8 @@ fn describe(key: &Key, pending: &Pending, evaluator: &Evaluator<'_>) -> Denied {
             .map_or(0, |since| since.as_secs()),
         packets: pending.packets,
         reason: key.reason.name.to_owned(),
-        audited: key.reason.is_audited,
+        audited: key.reason.outcome == Outcome::Audited,
+        bypassed: key.reason.outcome == Outcome::Bypassed,
         direction: decision
             .as_ref()
             .and_then(denying)
@@ -308,10 +324,10 @@ fn log(denied: &Denied) {
         );
         return;
     }
-    let outcome = if denied.audited {
-        "would be denied"
-    } else {
-        "denied"
+    let outcome = match (denied.audited, denied.bypassed) {
+        (true, _) => "would be denied",
+        (false, true) => "passes by bypass, would be denied",
+        (false, false) => "denied",
     };
     info!(
         reason = denied.reason,
@@ -428,13 +444,28 @@ mod tests {
 
         let mut known: BTreeSet<&str> = DropReason::ALL.map(DropReason::name).into();
         known.extend([DropReason::Policy, DropReason::Invalid].map(DropReason::audit_name));
+        let bypassed = DropReason::BYPASSED.map(DropReason::bypass_name);
+        known.extend(bypassed.iter().map(String::as_str));
         assert_eq!(written, known);
         for prefix in written {
-            let reason = Reason::of(prefix);
-            let name = prefix.strip_prefix("audit_");
-            assert_eq!(reason.name, name.unwrap_or(prefix));
-            assert_eq!(reason.is_audited, name.is_some());
+            let (name, outcome) = match prefix.split_once('_') {
+                Some(("audit", name)) => (name, Outcome::Audited),
+                Some(("bypass", name)) => (name, Outcome::Bypassed),
+                _ => (prefix, Outcome::Dropped),
+            };
+            assert_eq!(
+                Reason::of(prefix),
+                Reason {
+                    name: known_name(name),
+                    outcome
+                }
+            );
         }
+    }
+
+    fn known_name(name: &str) -> &'static str {
+        let mut names = DropReason::ALL.map(DropReason::name).into_iter();
+        names.find(|known| *known == name).unwrap()
     }
 
     #[test]
@@ -451,6 +482,7 @@ mod tests {
             packets: 3,
             reason: "policy".to_owned(),
             audited: false,
+            bypassed: false,
             direction: Some("ingress".to_owned()),
             source: "10.0.0.1".parse().unwrap(),
             from: Some("shop/web".to_owned()),

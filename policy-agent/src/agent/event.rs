@@ -6,12 +6,13 @@ use tokio::sync::oneshot;
 use towpath_core::model::Update;
 use towpath_dataplane::nflog::DeniedPacket;
 
+use super::bypassing::BypassRequest;
 use super::cni::CniRequest;
 use super::interfaces::InterfaceChange;
-use crate::applier::{Applied, ApplyError, Drift};
+use crate::applier::{Applied, ApplyError, BypassOutcome, Drift};
 use crate::source::Tally;
 
-use super::report::{Class, Denied, Endpoint, Policy, Problem, Status};
+use super::report::{Bypass, Class, Denied, Endpoint, Policy, Problem, Status};
 
 /// Events that may wait. Those of the source carry many changes each.
 pub(super) const QUEUE: usize = 64;
@@ -31,6 +32,8 @@ pub(super) enum Event {
     Denied(Vec<DeniedPacket>, u64),
     /// The CNI plugin wants something.
     Cni(CniRequest),
+    /// An operator wants to open enforcement for a while, or to close it again.
+    Bypass(BypassRequest),
     /// Somebody asks.
     Ask(Question),
     /// The agent is told to end.
@@ -46,6 +49,8 @@ pub(super) enum ApplierNews {
     Applied(Applied, Instant),
     /// Attempts failed: how many in a row, and the last failure.
     Retrying(u32, String),
+    /// What became of a wish to open enforcement for a while, by its number.
+    Bypassed(u64, BypassOutcome),
     /// The tables were read back, with this outcome.
     Verified(Drift),
     /// It has given up.
@@ -74,4 +79,5 @@ pub(super) enum Question {
     Policies(oneshot::Sender<Vec<Policy>>),
     Classes(oneshot::Sender<Vec<Class>>),
     Denied(oneshot::Sender<Vec<Denied>>),
+    Bypasses(oneshot::Sender<Vec<Bypass>>),
 }

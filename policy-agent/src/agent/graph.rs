@@ -15,6 +15,7 @@ use towpath_runtime::readiness::{Condition, Readiness};
 use tracing::{debug, info, warn};
 
 use super::AgentError;
+use super::bypassing::Bypassing;
 use super::cni::Cni;
 use super::config::Config;
 use super::denied::DeniedFlows;
@@ -84,6 +85,8 @@ pub(super) struct GraphThread {
     pub(super) is_in_sync: bool,
     /// What is in force in the place of a source that was never in sync.
     provisional: Option<String>,
+    /// For whom enforcement is open for a while.
+    pub(super) bypassing: Bypassing,
     /// Whether it was said that no object speaks of this node.
     pub(super) is_stranger: bool,
     verify_at: Instant,
@@ -127,6 +130,7 @@ impl GraphThread {
             last_commit: None,
             is_in_sync: false,
             provisional: None,
+            bypassing: Bypassing::open(&config.state_directory, now),
             is_stranger: false,
             verify_at: now + config.verify_interval(),
         }
@@ -134,6 +138,7 @@ impl GraphThread {
 
     /// Works until it is told to end, or until commits fail too often.
     pub(super) fn run(mut self) -> Result<(), AgentError> {
+        self.begin_with_bypasses();
         self.begin_with_snapshot();
         let outcome = self.work();
         if self.is_in_sync {
@@ -224,6 +229,9 @@ impl GraphThread {
                 self.take_failure(failures, failure);
             }
             Event::Applier(ApplierNews::Verified(drift)) => self.take_verified(drift),
+            Event::Applier(ApplierNews::Bypassed(sequence, outcome)) => {
+                self.take_bypass_outcome(sequence, &outcome);
+            }
             Event::Applier(ApplierNews::Failed(error)) => return Err(AgentError::Apply(error)),
             Event::Panicked(name) => return Err(AgentError::Panicked { name }),
             Event::Tampered => self.parts.applier.verify(),
@@ -236,6 +244,7 @@ impl GraphThread {
                 self.parts.metrics.denied_lost.inc_by(lost);
             }
             Event::Cni(request) => self.take_cni(request),
+            Event::Bypass(request) => self.take_bypass(request),
             Event::Ask(question) => self.answer(question),
             Event::End => return Ok(true),
         }
@@ -339,6 +348,7 @@ impl GraphThread {
         let arrivals = std::mem::take(&mut self.unflushed);
         self.tell_networks();
         self.tell_audited();
+        self.follow_bypassed();
         self.note_refused();
         // The first generation is sent even when it is empty: it closes what is unknown.
         if delta.phases.is_empty() && self.commits.wanted_generation > 0 {
@@ -453,6 +463,7 @@ impl GraphThread {
             self.set_gauges();
             self.look_for_this_node();
             self.expire_claims(now);
+            self.tick_bypasses(now);
         }
     }
 }

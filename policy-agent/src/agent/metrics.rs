@@ -11,7 +11,8 @@ use prometheus_client::registry::{Registry, Unit};
 use towpath_runtime::process::Memory;
 use towpath_runtime::readiness::Readiness;
 
-use super::denied::Reason;
+use super::bypass::BypassScope;
+use super::denied::{Outcome, Reason};
 use crate::source::Tally;
 
 /// Who told of a change.
@@ -76,6 +77,11 @@ pub(super) struct StateLabel {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ScopeLabel {
+    scope: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct KindLabel {
     kind: &'static str,
 }
@@ -92,6 +98,8 @@ pub(super) struct Metrics {
     pub(super) programming_latency_seconds: Histogram,
     denied_packets: Family<ReasonLabel, Counter>,
     audited_packets: Family<ReasonLabel, Counter>,
+    bypassed_packets: Family<ReasonLabel, Counter>,
+    bypasses: Family<ScopeLabel, Gauge>,
     pub(super) denied_lost: Counter,
     endpoints: Family<StateLabel, Gauge>,
     pub(super) cluster_endpoints: Gauge,
@@ -124,6 +132,8 @@ impl Metrics {
             programming_latency_seconds: histogram(),
             denied_packets: Family::default(),
             audited_packets: Family::default(),
+            bypassed_packets: Family::default(),
+            bypasses: Family::default(),
             denied_lost: Counter::default(),
             endpoints: Family::default(),
             cluster_endpoints: Gauge::default(),
@@ -162,6 +172,8 @@ impl Metrics {
         registry.register_with_unit("agent_programming_latency", "From an event's arrival to the end of its commit", Unit::Seconds, self.programming_latency_seconds.clone());
         registry.register("denied_packets", "Logged denied packets by reason; the kernel logs a limited share", self.denied_packets.clone());
         registry.register("audited_packets", "Logged packets by reason that would be denied, and passed since their node or endpoint is audited", self.audited_packets.clone());
+        registry.register("bypassed_packets", "Logged packets by reason that would be denied, and passed since enforcement is open for a while", self.bypassed_packets.clone());
+        registry.register("bypasses", "For how many enforcement is open for a while, by scope", self.bypasses.clone());
         registry.register("denied_lost_packets", "Denied packets whose log did not reach the agent", self.denied_lost.clone());
     }
 
@@ -187,16 +199,31 @@ impl Metrics {
     }
 
     pub(super) fn count_denied(&self, reason: Reason, packets: u64) {
-        let family = if reason.is_audited {
-            &self.audited_packets
-        } else {
-            &self.denied_packets
+        let family = match reason.outcome {
+            Outcome::Dropped => &self.denied_packets,
+            Outcome::Audited => &self.audited_packets,
+            Outcome::Bypassed => &self.bypassed_packets,
         };
         family
             .get_or_create(&ReasonLabel {
                 reason: reason.name,
             })
             .inc_by(packets);
+    }
+
+    /// Sets how many of each scope are open.
+    pub(super) fn set_bypasses<'a>(&self, open: impl Iterator<Item = &'a BypassScope>) {
+        let mut counts = BypassScope::KINDS.map(|scope| (scope, 0));
+        for scope in open {
+            for (kind, count) in &mut counts {
+                *count += usize::from(*kind == scope.kind());
+            }
+        }
+        for (scope, count) in counts {
+            self.bypasses
+                .get_or_create(&ScopeLabel { scope })
+                .set(gauge(count));
+        }
     }
 
     /// Adds what a source has counted.
@@ -277,9 +304,14 @@ mod tests {
         metrics.count_commit(CommitResult::Done);
         let policy = Reason {
             name: "policy",
-            is_audited: false,
+            outcome: Outcome::Dropped,
         };
         metrics.count_denied(policy, 2);
+        let pod = BypassScope::Pod {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+        };
+        metrics.set_bypasses([&pod].into_iter());
         metrics.set_endpoints("programmed", 5);
         metrics.count_tally(&Tally {
             malformed: [("Pod", 2)].into(),
@@ -294,6 +326,8 @@ mod tests {
             "towpath_graph_events_total{from=\"source\"} 3",
             "towpath_dataplane_commits_total{result=\"done\"} 1",
             "towpath_denied_packets_total{reason=\"policy\"} 2",
+            "towpath_bypasses{scope=\"pod\"} 1",
+            "towpath_bypasses{scope=\"node\"} 0",
             "towpath_graph_endpoints{state=\"programmed\"} 5",
             "towpath_source_malformed_objects_total{kind=\"Pod\"} 2",
             "towpath_source_expired_watches_total{kind=\"Node\"} 1",

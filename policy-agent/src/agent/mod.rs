@@ -12,6 +12,9 @@
 mod answers;
 pub(crate) mod backend;
 mod bridges;
+pub(crate) mod bypass;
+pub(crate) mod bypass_server;
+pub(crate) mod bypassing;
 mod cni;
 mod cni_claims;
 mod cni_server;
@@ -362,6 +365,7 @@ fn applier_report(sender: SyncSender<Event>, beat: Beat) -> impl FnMut(Report) +
             Report::Applied(applied) => ApplierNews::Applied(applied, now),
             Report::Retrying { failures, failure } => ApplierNews::Retrying(failures, failure),
             Report::Verified(drift) => ApplierNews::Verified(drift),
+            Report::Bypassed(sequence, outcome) => ApplierNews::Bypassed(sequence, outcome),
             Report::Unverified(error) => {
                 warn!(error = chain(&error), "cannot read the tables back");
                 return;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::bypass::BypassScope;
 use crate::layout::Enforcement;
 
 /// Answer of `/status`.
@@ -29,6 +30,9 @@ pub struct Status {
     /// What holds and hardly is meant, like a node of which no object speaks.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// For whom enforcement is open for a while.
+    #[serde(default)]
+    pub bypasses: Vec<Bypass>,
     /// Whether the source has been read whole and can still be read.
     pub in_sync: bool,
     /// The kernel's side.
@@ -53,6 +57,24 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// Memory of the agent.
     pub memory: Memory,
+}
+
+/// Something for which enforcement is open for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bypass {
+    /// What is open.
+    pub scope: BypassScope,
+    /// Why, in the words of whoever opened it.
+    pub reason: String,
+    /// Seconds since 1970 when it began.
+    pub begun: u64,
+    /// Seconds since 1970 when it ends.
+    pub until: u64,
+    /// Seconds until then.
+    pub seconds_left: u64,
+    /// Addresses that are open by it; none for the whole node.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A condition that does not hold.
@@ -292,6 +314,9 @@ pub struct Denied {
     pub reason: String,
     /// Whether it passed all the same, since its node or endpoint is audited.
     pub audited: bool,
+    /// Whether it passed all the same, since enforcement is open for its node or endpoint for a while.
+    #[serde(default)]
+    pub bypassed: bool,
     /// Direction that was judged, where the reason is policy.
     pub direction: Option<String>,
     /// Source address.

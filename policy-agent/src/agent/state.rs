@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use towpath_dataplane::link::BridgeSettings;
 use towpath_runtime::file;
 
+use super::bypass::{ADDRESSES, BYPASSES};
 use super::cni_store::{CLAIMS, CLAIMS_FRESH, QUEUE};
 use crate::applier::MARKER;
 use crate::snapshot::SNAPSHOT;
@@ -145,8 +146,10 @@ impl StateDirectory {
 
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        let kept =
-            [CHANGES, MARKER, CLAIMS, QUEUE, SNAPSHOT, LOCK].map(|name| self.path.join(name));
+        let kept = [
+            CHANGES, MARKER, CLAIMS, QUEUE, SNAPSHOT, BYPASSES, ADDRESSES, LOCK,
+        ]
+        .map(|name| self.path.join(name));
         let left = kept.iter().map(|path| file::unfinished(path));
         let left = left.chain([self.path.join(CLAIMS_FRESH)]);
         for path in left.chain(kept.iter().cloned()) {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use towpath_core::tables::{Changes, Delta, DirectionDelta, DirectionTables, Phase, Tables};
 
 use crate::layout::NodeFacts;
+use crate::render::Bypassed;
 
 /// More phases than this are merged into one.
 const MOST_PHASES: usize = 16;
@@ -19,12 +20,14 @@ pub struct Backlog {
     pub phases: Vec<Phase>,
     /// New facts of this node.
     pub facts: Option<NodeFacts>,
+    /// What is opened for a while from now on, and the number of this wish.
+    pub bypassed: Option<(u64, Bypassed)>,
 }
 
 impl Backlog {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.generation.is_none() && self.facts.is_none()
+        self.generation.is_none() && self.facts.is_none() && self.bypassed.is_none()
     }
 
     /// Adds a delta behind those that wait. An applier that falls far behind commits many phases as one: a packet on

@@ -5,6 +5,7 @@
 //! replacing fails too often the error is final, and the process ends rather than run open.
 
 mod backlog;
+mod bypass;
 mod guard;
 mod marker;
 mod thread;
@@ -24,6 +25,7 @@ use crate::render::{self, Counts, FactSets};
 use guard::Guard;
 
 pub use backlog::Backlog;
+pub use bypass::{BypassOutcome, bypass};
 pub use guard::PodPlaces;
 pub use marker::{MARKER, Marker};
 pub use thread::{ApplierHandle, Report};
@@ -54,6 +56,7 @@ pub struct Applier {
     failure: String,
     guard: Option<Guard>,
     marker: Option<Marker>,
+    opened: bypass::Opened,
 }
 
 /// What was taken from the queue and is not committed as a whole.
@@ -67,6 +70,21 @@ struct Job {
     took: Duration,
     operations: usize,
     replaced: bool,
+}
+
+impl Job {
+    /// Nothing to do yet.
+    fn new(generation: u64) -> Self {
+        Self {
+            generation,
+            phases: VecDeque::new(),
+            batch: None,
+            facts_changed: false,
+            took: Duration::ZERO,
+            operations: 0,
+            replaced: false,
+        }
+    }
 }
 
 /// What an attempt led to.
@@ -137,6 +155,7 @@ impl Applier {
             failure: String::new(),
             guard: None,
             marker: None,
+            opened: bypass::Opened::default(),
         }
     }
 
@@ -182,7 +201,11 @@ impl Applier {
             generation,
             phases,
             facts,
+            bypassed,
         } = backlog;
+        if let Some(wish) = bypassed {
+            self.opened.wish(wish);
+        }
         let facts_changed = facts.is_some_and(|facts| {
             let changed = facts != self.facts;
             self.facts = facts;
@@ -192,15 +215,7 @@ impl Applier {
         if generation.is_none() && !(is_loaded && facts_changed) {
             return;
         }
-        let mut job = self.job.take().unwrap_or_else(|| Job {
-            generation: self.generation,
-            phases: VecDeque::new(),
-            batch: None,
-            facts_changed: false,
-            took: Duration::ZERO,
-            operations: 0,
-            replaced: false,
-        });
+        let mut job = self.job.take().unwrap_or_else(|| Job::new(self.generation));
         job.generation = generation.unwrap_or(job.generation);
         job.phases.extend(phases);
         job.facts_changed |= facts_changed;
@@ -215,6 +230,9 @@ impl Applier {
     /// One attempt at one batch, or more while they succeed.
     pub fn step(&mut self) -> Result<Step, ApplyError> {
         if let Some(wait) = self.load_guard()? {
+            return Ok(Step::Retry(wait));
+        }
+        if let Some(wait) = self.settle_bypass()? {
             return Ok(Step::Retry(wait));
         }
         while self.job.is_some() {
@@ -293,11 +311,14 @@ impl Applier {
         let mut transaction = delete_tables(&mut *self.backend)?.0;
         let (add, counts) = render::replace(&self.tables, &self.fact_sets, &self.options);
         transaction.operations.extend(add.operations);
+        let bypass = render::bypass(self.opened.bypassed(), Instant::now());
+        transaction.operations.extend(bypass);
         let operations = transaction.operations.len();
         self.backend.commit(&transaction)?;
         self.capacities = Capacities::for_counts(&counts);
         self.counts = counts;
         self.must_replace = false;
+        self.opened.done(BypassOutcome::InForce);
         Ok(operations)
     }
 

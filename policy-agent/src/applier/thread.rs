@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use towpath_core::tables::Delta;
 use towpath_dataplane::nft::CommitError;
 
-use super::{Applied, Applier, ApplyError, Backlog, Drift, Step};
+use super::{Applied, Applier, ApplyError, Backlog, BypassOutcome, Drift, Step};
 use crate::layout::NodeFacts;
+use crate::render::Bypassed;
 
 /// Longest time without a [`Report::Alive`].
 const BEAT: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ pub enum Report {
     },
     /// The tables were read back.
     Verified(Drift),
+    /// A wish to open enforcement for a while was dealt with.
+    Bypassed(u64, BypassOutcome),
     /// The tables could not be read back.
     Unverified(CommitError),
     /// The applier has given up and the thread has ended: end the process.
@@ -86,6 +89,12 @@ impl ApplierHandle {
     /// Replaces the facts of this node; never waits.
     pub fn set_facts(&self, facts: NodeFacts) {
         self.tell(|inbox| inbox.backlog.facts = Some(facts));
+    }
+
+    /// Opens enforcement for just these from now on; never waits. What becomes of it is told under this number, or a
+    /// later one.
+    pub fn set_bypassed(&self, sequence: u64, bypassed: Bypassed) {
+        self.tell(|inbox| inbox.backlog.bypassed = Some((sequence, bypassed)));
     }
 
     /// Asks for the tables to be read back and brought right.
@@ -173,7 +182,11 @@ impl<R: FnMut(Report)> Runner<R> {
     /// Steps until nothing is left to do; `false` when the thread is to end.
     fn settle(&mut self) -> bool {
         loop {
-            match self.applier.step() {
+            let step = self.applier.step();
+            if let Some((sequence, outcome)) = self.applier.take_bypass_outcome() {
+                (self.report)(Report::Bypassed(sequence, outcome));
+            }
+            match step {
                 Ok(Step::Idle) => return true,
                 Ok(Step::Applied(applied)) => {
                     (self.report)(Report::Applied(applied));

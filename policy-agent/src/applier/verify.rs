@@ -1,8 +1,7 @@
 //! Reads our tables back and prepares what brings them right: an element is repaired, for all else both tables are
 //! replaced.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use towpath_dataplane::nft::{CommitError, Element, ElementValue, SetKey};
 use tracing::warn;
@@ -47,17 +46,13 @@ impl Applier {
         drift.is_torn = self.are_fixed_parts_wrong()?;
         if !drift.is_torn {
             self.compare_sets(&mut drift, &mut repair)?;
+            self.compare_bypass(&mut drift)?;
         }
         if !drift.is_none() {
             self.must_replace = drift.is_torn;
             self.job = Some(Job {
-                generation: self.generation,
-                phases: VecDeque::new(),
                 batch: Some(repair.finish()),
-                facts_changed: false,
-                took: Duration::ZERO,
-                operations: 0,
-                replaced: false,
+                ..Job::new(self.generation)
             });
         }
         Ok(drift)
@@ -70,7 +65,7 @@ impl Applier {
         repair: &mut render::Repair,
     ) -> Result<(), CommitError> {
         let mut wanted = render::all_elements(&self.tables, &self.fact_sets);
-        for set in SetId::all() {
+        for set in SetId::all().filter(|set| !set.is_timed()) {
             let (table, name) = (set.table().table(), set.name());
             let Some(found) = self.backend.elements(&table, &name)? else {
                 drift.is_torn = true;

@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -73,12 +74,29 @@ pub enum ClientError {
 
 /// Asks the agent at `socket` for `path`.
 pub(super) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
+    exchange(socket, path, None)
+}
+
+/// Tells the agent at `socket` what to do.
+pub(super) fn post<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ClientError> {
+    exchange(socket, path, Some(serde_json::to_vec(body)?.into()))
+}
+
+fn exchange<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: Option<Bytes>,
+) -> Result<T, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ClientError::Runtime)?;
     let body = runtime.block_on(async {
-        let answer = tokio::time::timeout(ANSWER_DEADLINE, fetch(socket, path, ANSWER_BYTES));
+        let answer = tokio::time::timeout(ANSWER_DEADLINE, fetch(socket, path, body, ANSWER_BYTES));
         answer.await.unwrap_or(Err(ClientError::Deadline))
     })?;
     Ok(serde_json::from_slice(&body)?)
@@ -89,7 +107,12 @@ pub(super) fn is_served(socket: &Path) -> bool {
     std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
-async fn fetch(socket: &Path, path: &str, limit: usize) -> Result<Bytes, ClientError> {
+async fn fetch(
+    socket: &Path,
+    path: &str,
+    body: Option<Bytes>,
+    limit: usize,
+) -> Result<Bytes, ClientError> {
     let exchange = |source| ClientError::Exchange {
         path: path.to_owned(),
         source,
@@ -103,9 +126,15 @@ async fn fetch(socket: &Path, path: &str, limit: usize) -> Result<Bytes, ClientE
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(exchange)?;
     let driver = tokio::spawn(connection);
-    let request = hyper::Request::get(path)
+    let request = match &body {
+        None => hyper::Request::get(path),
+        Some(_) => {
+            hyper::Request::post(path).header(hyper::header::CONTENT_TYPE, "application/json")
+        }
+    };
+    let request = request
         .header(hyper::header::HOST, "towpath")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body.unwrap_or_default()))
         .expect("our paths are valid");
     let response = sender.send_request(request).await.map_err(exchange)?;
     let status = response.status();
@@ -158,7 +187,7 @@ mod tests {
             .enable_all()
             .build()
             .unwrap();
-        let fetched = runtime.block_on(fetch(&socket, "/classes", limit));
+        let fetched = runtime.block_on(fetch(&socket, "/classes", None, limit));
         server.join().unwrap();
         fetched
     }

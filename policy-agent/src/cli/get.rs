@@ -175,6 +175,8 @@ fn denied(denied: &[Denied], output: &mut Output) -> Result<(), CommandError> {
             denied.packets.to_string().into(),
             if denied.audited {
                 Cell::coloured(Colour::Yellow, format!("audited {}", denied.reason))
+            } else if denied.bypassed {
+                Cell::coloured(Colour::Yellow, format!("bypassed {}", denied.reason))
             } else {
                 Cell::coloured(Colour::Red, denied.reason.clone())
             },

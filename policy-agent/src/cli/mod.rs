@@ -5,6 +5,7 @@
 //! API server refuses.
 
 pub mod arguments;
+mod bypass;
 mod client;
 pub mod cni;
 mod completions;
@@ -68,6 +69,8 @@ enum Command {
     Get(get::GetArguments),
     /// Chains the CNI plugin on this node, or takes it away.
     Cni(cni::CniArguments),
+    /// Opens enforcement on this node for a while, in an emergency; with no argument, lists what is open.
+    Bypass(bypass::BypassArguments),
     /// Removes everything that the agent of this host ever changed. Opens the node.
     Uninstall(uninstall::UninstallArguments),
     /// Prints the completion script of a shell.
@@ -218,6 +221,7 @@ fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Cni(arguments) => cni::run(&arguments),
+        Command::Bypass(arguments) => bypass::run(arguments),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Completions(arguments) => completions::print(
             arguments,

@@ -71,7 +71,11 @@ fn problem_text(problem: &Problem) -> String {
 
 /// Whether policy is in force; an audited node is no fault.
 fn enforced(status: &Status) -> Cell {
+    let is_bypassed = status.awaited.is_empty() && !status.bypasses.is_empty();
     match (status.enforcement, status.enforced) {
+        (Enforcement::Enforce, false) if is_bypassed => {
+            Cell::coloured(Colour::Yellow, "no, bypassed: see below")
+        }
         (Enforcement::Audit, _) => {
             Cell::coloured(Colour::Yellow, "no, audited: nothing is dropped")
         }
@@ -108,6 +112,12 @@ fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {
             format!("{} programmed", counts.programmed).into(),
         ),
     ];
+    for bypass in &status.bypasses {
+        pairs.push((
+            "bypassed",
+            Cell::coloured(Colour::Yellow, super::bypass::one_line(bypass)),
+        ));
+    }
     for (text, count) in [
         ("waiting for interface", counts.waiting_for_interface),
         ("waiting for namespace", counts.waiting_for_namespace),
@@ -215,7 +225,7 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7_200 => format!("{} min", seconds / 60),

@@ -66,7 +66,11 @@ pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> 
         let socket = socket.clone();
         return Err(CommandError::Running { socket });
     }
-    confirm(arguments.yes)?;
+    confirm(
+        arguments.yes,
+        "uninstall opens this node",
+        "remove all rules of towpath from this node, which opens it?",
+    )?;
     // The lock also refuses while an agent runs under another socket.
     let has_state = arguments.state_directory.exists();
     let state = StateDirectory::open(&arguments.state_directory)?;
@@ -90,18 +94,19 @@ pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> 
 }
 
 /// Asks on a terminal; elsewhere the flag is needed.
-fn confirm(is_confirmed: bool) -> Result<(), CommandError> {
+pub(super) fn confirm(
+    is_confirmed: bool,
+    effect: &str,
+    question: &str,
+) -> Result<(), CommandError> {
     if is_confirmed {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        let text = "uninstall opens this node; give --yes to confirm".to_owned();
+        let text = format!("{effect}; give --yes to confirm");
         return Err(CommandError::Usage(text));
     }
-    write!(
-        io::stderr(),
-        "remove all rules of towpath from this node, which opens it? [y/N] "
-    )?;
+    write!(io::stderr(), "{question} [y/N] ")?;
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

@@ -73,6 +73,7 @@ fn flannel(links: &[LinkFacts], change: impl FnOnce(&mut Inputs)) -> Look<Flanne
                     mtu: link.mtu,
                     mac: link.mac,
                     addresses: link.addresses.clone(),
+                    udp_port: None,
                 })
                 .collect(),
         ),

@@ -75,6 +75,15 @@ impl DropReason {
         }
     }
 
+    /// Those for which a packet passes while enforcement is open for its endpoint or node. What a pod may never send is
+    /// not among them.
+    pub const BYPASSED: [Self; 3] = [Self::Policy, Self::Unknown, Self::Invalid];
+
+    /// The log prefix where the packet is not dropped, since enforcement is open for a while.
+    pub fn bypass_name(self) -> String {
+        format!("bypass_{}", self.name())
+    }
+
     /// The chain that packets go to.
     pub(crate) fn chain(self) -> Name {
         made_name(&format!("drop_{}", self.name()))
@@ -85,6 +94,11 @@ impl DropReason {
         made_name(self.audit_name())
     }
 
+    /// The chain of packets that pass since enforcement is open for a while.
+    pub(super) fn bypass_chain(self) -> Name {
+        made_name(&self.bypass_name())
+    }
+
     /// The chain of [`Self::chain`]: count, log some, drop all; or pass all on a node that is audited.
     pub(super) fn layout(self, options: &LayoutOptions) -> ChainLayout {
         let end = match options.enforcement {
@@ -92,6 +106,12 @@ impl DropReason {
             Enforcement::Audit => (self.audit_name(), RuleVerdict::Return),
         };
         denial(self.chain(), end, options)
+    }
+
+    /// The chain of [`Self::bypass_chain`]: count, log some, pass all.
+    pub(super) fn bypass_layout(self, options: &LayoutOptions) -> ChainLayout {
+        let end = (self.bypass_name(), RuleVerdict::Return);
+        denial(self.bypass_chain(), (&end.0, end.1), options)
     }
 
     /// The chain of [`Self::audit_chain`]: count, log some, pass all.
@@ -105,7 +125,7 @@ impl DropReason {
 /// the judgement of its other side.
 fn denial(
     name: Name,
-    (prefix, verdict): (&'static str, RuleVerdict),
+    (prefix, verdict): (&str, RuleVerdict),
     options: &LayoutOptions,
 ) -> ChainLayout {
     let log = Rule {

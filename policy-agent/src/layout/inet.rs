@@ -47,8 +47,10 @@ pub(super) fn chains(options: &LayoutOptions) -> Vec<ChainLayout> {
     chains.extend(
         [DropReason::Policy, DropReason::Invalid].map(|reason| reason.audit_layout(options)),
     );
+    chains.extend(DropReason::BYPASSED.map(|reason| reason.bypass_layout(options)));
     for direction in Direction::BOTH {
         chains.push(denied_chain(direction));
+        chains.push(unknown_chain(direction));
         chains.push(profile_end_chain(direction));
         for version in IpVersion::ALL {
             chains.push(look_ups(direction, version));
@@ -167,7 +169,7 @@ fn from_pod(options: &LayoutOptions) -> Vec<Rule> {
     if options.dhcp {
         rules.push(dhcp_request(RuleBuilder::new()));
     }
-    rules.push(RuleBuilder::new().drop_for(DropReason::Unknown));
+    rules.push(RuleBuilder::new().verdict(goto_unknown(Direction::Egress)));
     rules
 }
 
@@ -206,12 +208,12 @@ fn to_endpoint(options: &LayoutOptions) -> Vec<Rule> {
     rules.push(
         RuleBuilder::new()
             .within(Field::OutputInterface, SetId::PodInterfaces)
-            .drop_for(DropReason::Unknown),
+            .verdict(goto_unknown(Direction::Ingress)),
     );
     rules.extend(IpVersion::ALL.map(|version| {
         RuleBuilder::new()
             .within(destination(version), SetId::PodNetworks(version))
-            .drop_for(DropReason::Unknown)
+            .verdict(goto_unknown(Direction::Ingress))
     }));
     rules
 }
@@ -293,6 +295,14 @@ fn odd_state(direction: Direction, version: IpVersion) -> Vec<Rule> {
             .verdict(RuleVerdict::Goto(DropReason::Invalid.audit_chain())),
         RuleBuilder::new()
             .ct_state(Statement::CT_INVALID)
+            .within(endpoint(direction, version), SetId::Bypassed(version))
+            .verdict(RuleVerdict::Goto(DropReason::Invalid.bypass_chain())),
+        RuleBuilder::new()
+            .ct_state(Statement::CT_INVALID)
+            .within(Field::NfProto, SetId::BypassedNode)
+            .verdict(RuleVerdict::Goto(DropReason::Invalid.bypass_chain())),
+        RuleBuilder::new()
+            .ct_state(Statement::CT_INVALID)
             .drop_for(DropReason::Invalid),
     ]
 }
@@ -368,8 +378,44 @@ fn denied_chain(direction: Direction) -> ChainLayout {
                 .verdict(RuleVerdict::Goto(DropReason::Policy.audit_chain()))
         })
         .into();
+    rules.extend(bypassed(direction, DropReason::Policy));
     rules.push(RuleBuilder::new().drop_for(DropReason::Policy));
     chain_of(denied_name(direction), rules)
+}
+
+/// Where packets go whose address of one side should be a known endpoint's and is not.
+fn unknown_chain(direction: Direction) -> ChainLayout {
+    let mut rules = bypassed(direction, DropReason::Unknown);
+    rules.push(RuleBuilder::new().drop_for(DropReason::Unknown));
+    chain_of(unknown_name(direction), rules)
+}
+
+/// Lets pass what an operator has opened for a while: what concerns an address, or the whole node. It stands right
+/// before a drop, so nothing else pays for it. `return` of the chains that it goes to comes back to where the other
+/// side of the packet is judged.
+fn bypassed(direction: Direction, reason: DropReason) -> Vec<Rule> {
+    let goto = || RuleVerdict::Goto(reason.bypass_chain());
+    let mut rules: Vec<Rule> = IpVersion::ALL
+        .map(|version| {
+            RuleBuilder::new()
+                .within(endpoint(direction, version), SetId::Bypassed(version))
+                .verdict(goto())
+        })
+        .into();
+    rules.push(
+        RuleBuilder::new()
+            .within(Field::NfProto, SetId::BypassedNode)
+            .verdict(goto()),
+    );
+    rules
+}
+
+fn goto_unknown(direction: Direction) -> RuleVerdict {
+    RuleVerdict::Goto(unknown_name(direction))
+}
+
+fn unknown_name(direction: Direction) -> Name {
+    made_name(&format!("{direction}_unknown"))
 }
 
 /// The verdict of policy's denials.

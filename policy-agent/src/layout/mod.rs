@@ -11,6 +11,8 @@
 //! * `accept` stands in base chains only; "allowed" is `return`. Every drop has a counter and a limited log.
 //! * Audited: on an audited node every chain that drops ends in `return` instead. For an audited endpoint the chains
 //!   `ingress_denied` and `egress_denied` ask set `audited` before they drop; only what is denied pays for that.
+//! * Bypassed: right before they drop, the chains `*_denied`, `*_invalid` and `*_unknown` ask `bypassed` (addresses) and
+//!   `bypassed_node`. The kernel itself removes each of their elements after its time.
 //! * The class of the peer travels in `meta priority`, which is set back before `egress` and `ingress` return. Packets
 //!   that are not judged keep theirs.
 //! * `table bridge towpath` checks on the ports of pods that a packet's source is its sender's, ARP and neighbour

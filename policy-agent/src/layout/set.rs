@@ -119,6 +119,10 @@ pub enum SetId {
     NodeAddresses(IpVersion),
     /// Endpoints to and from which nothing is dropped that policy denies.
     Audited(IpVersion),
+    /// Addresses of pods for which enforcement is open for a while. Its elements end by themselves.
+    Bypassed(IpVersion),
+    /// IP versions for which enforcement of the whole node is open for a while. Its elements end by themselves.
+    BypassedNode,
     /// Pod interfaces that are no bridges.
     RoutedInterfaces,
     /// Which source may enter by which routed interface.
@@ -152,6 +156,7 @@ impl SetId {
                 Self::PodNetworks(version),
                 Self::NodeAddresses(version),
                 Self::Audited(version),
+                Self::Bypassed(version),
                 Self::RoutedBindings(version),
                 Self::BoundPorts(version),
                 Self::Bindings(version),
@@ -161,6 +166,7 @@ impl SetId {
             .chain(verdicts)
         });
         per_version.chain([
+            Self::BypassedNode,
             Self::PodInterfaces,
             Self::RoutedInterfaces,
             Self::PodPorts,
@@ -180,6 +186,8 @@ impl SetId {
             | Self::PodNetworks(_)
             | Self::NodeAddresses(_)
             | Self::Audited(_)
+            | Self::Bypassed(_)
+            | Self::BypassedNode
             | Self::RoutedInterfaces
             | Self::RoutedBindings(_) => TableId::Inet,
             Self::PodPorts
@@ -207,6 +215,8 @@ impl SetId {
             }
             Self::NodeAddresses(version) => versioned("node_addresses", version),
             Self::Audited(version) => versioned("audited", version),
+            Self::Bypassed(version) => versioned("bypassed", version),
+            Self::BypassedNode => "bypassed_node".to_owned(),
             Self::RoutedInterfaces => "routed_interfaces".to_owned(),
             Self::RoutedBindings(version) => versioned("routed_bindings", version),
             Self::PodPorts => "pod_ports".to_owned(),
@@ -225,7 +235,7 @@ impl SetId {
             key: self.key(),
             data: self.data(),
             interval: self.is_interval(),
-            timeout: false,
+            timeout: self.is_timed(),
             size,
         }
     }
@@ -239,6 +249,11 @@ impl SetId {
                 | Self::BridgePodNetworks(_)
                 | Self::PodTargets
         )
+    }
+
+    /// Whether its elements end by themselves.
+    pub fn is_timed(self) -> bool {
+        matches!(self, Self::Bypassed(_) | Self::BypassedNode)
     }
 
     fn data(self) -> Option<MapData> {
@@ -257,7 +272,9 @@ impl SetId {
             | Self::PodNetworks(version)
             | Self::NodeAddresses(version)
             | Self::Audited(version)
+            | Self::Bypassed(version)
             | Self::BridgePodNetworks(version) => vec![version.address()],
+            Self::BypassedNode => vec![FieldType::NfProto],
             Self::Verdict(_, map, version) => [version.address()]
                 .iter()
                 .chain(map.key())
@@ -284,6 +301,8 @@ pub struct Capacities {
 impl Capacities {
     /// Room of a small set. The kernel allocates a bucket of 8 bytes per element.
     const LEAST: u32 = 1024;
+    /// Room of the sets of which nobody counts the elements.
+    pub(crate) const TIMED: u32 = 4096;
 
     /// Capacities with headroom over these numbers of elements.
     pub fn for_counts(counts: &BTreeMap<SetId, usize>) -> Self {
@@ -300,7 +319,12 @@ impl Capacities {
 
     /// The size of a set.
     pub fn of(&self, set: SetId) -> u32 {
-        self.sizes.get(&set).copied().unwrap_or(Self::LEAST)
+        let least = if set.is_timed() {
+            Self::TIMED
+        } else {
+            Self::LEAST
+        };
+        self.sizes.get(&set).copied().unwrap_or(least)
     }
 
     /// Whether so many elements fit.

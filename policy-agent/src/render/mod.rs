@@ -4,6 +4,7 @@
 //! [`crate::layout`].
 
 mod batch;
+mod bypass;
 mod chains;
 mod elements;
 mod facts;
@@ -20,6 +21,7 @@ use towpath_dataplane::nft::{
 
 use crate::layout::{Capacities, LayoutOptions, NodeFacts, SetId, layout};
 
+pub use bypass::{Bypassed, bypass};
 pub use chains::{Fixed, fixed};
 pub use facts::FactSets;
 

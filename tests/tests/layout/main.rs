@@ -5,6 +5,7 @@
 
 mod audit;
 mod bridge;
+mod bypass;
 mod dhcp;
 mod node;
 mod protocols;

@@ -20,8 +20,9 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto, socket,
 };
 use nix::unistd::Pid;
-use policy_agent::applier::{Applier, Backlog, Step, whole};
+use policy_agent::applier::{Applier, Backlog, BypassOutcome, Drift, Step, whole};
 use policy_agent::layout::{LayoutOptions, NodeFacts, TableId};
+use policy_agent::render::Bypassed;
 use towpath_core::tables::{Delta, Phase, Tables};
 use towpath_dataplane::nft::NetlinkBackend;
 use towpath_tests::frame::Mac;
@@ -164,6 +165,26 @@ impl Node {
         apply(&mut self.applier, backlog)
     }
 
+    /// Opens enforcement for just these.
+    pub(crate) fn bypass(&mut self, bypassed: Bypassed) -> Result<()> {
+        let backlog = Backlog {
+            bypassed: Some((1, bypassed)),
+            ..Backlog::default()
+        };
+        self.applier.enqueue(backlog);
+        while !matches!(self.applier.step()?, Step::Idle) {}
+        let outcome = self.applier.take_bypass_outcome();
+        ensure!(outcome == Some((1, BypassOutcome::InForce)), "{outcome:?}");
+        Ok(())
+    }
+
+    /// Reads the tables back, and brings them right.
+    pub(crate) fn verify(&mut self) -> Result<Drift> {
+        let drift = self.applier.verify()?;
+        while !matches!(self.applier.step()?, Step::Idle) {}
+        Ok(drift)
+    }
+
     /// Sends the cases one after the other; each must have its fate.
     pub(crate) fn check(&self, cases: &[Case]) {
         for case in cases {
@@ -287,8 +308,8 @@ impl Node {
                 if let Some(name) = line.strip_prefix("chain ") {
                     let name = name.strip_suffix(" {");
                     chain = name.and_then(|name| {
-                        let is_audit = name.starts_with("audit_");
-                        name.strip_prefix("drop_").or(is_audit.then_some(name))
+                        let passes = name.starts_with("audit_") || name.starts_with("bypass_");
+                        name.strip_prefix("drop_").or(passes.then_some(name))
                     });
                 }
                 if let Some((reason, count)) = chain.zip(count_in(line)) {
@@ -297,7 +318,7 @@ impl Node {
             }
         }
         ensure!(
-            drops.len() == 13,
+            drops.len() == 16,
             "of the counters only {drops:?} are there"
         );
         Ok(drops)

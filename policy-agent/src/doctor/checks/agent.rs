@@ -116,6 +116,19 @@ fn of_status(status: &Status) -> Vec<Said> {
             "set `enforcement: enforce` once `towpath get denied` shows nothing that must pass",
         ));
     }
+    said.extend(status.bypasses.iter().map(|bypass| {
+        Said::new(
+            Severity::Warning,
+            format!(
+                "enforcement is open for {}, for another {}: {}",
+                bypass.scope,
+                span(bypass.seconds_left),
+                bypass.reason
+            ),
+            "what policy denies there is counted and logged, and passes",
+            "it ends by itself; `towpath bypass off` ends it now",
+        )
+    }));
     if let Some(error) = &status.commits.error {
         let times = status.commits.failed_in_a_row;
         said.push(Said::new(
