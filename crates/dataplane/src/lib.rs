@@ -5,3 +5,4 @@
 pub mod link;
 pub mod nflog;
 pub mod nft;
+pub mod program_text;

@@ -28,6 +28,7 @@ use super::link::LinkControl;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
 use super::report::{Commits, Problem};
 use super::snapshots::Snapshots;
+use super::start_code::StartCode;
 use crate::applier::{Applied, ApplierHandle, Drift};
 use crate::layout::Enforcement;
 use crate::snapshot::Snapshot;
@@ -90,6 +91,7 @@ pub(super) struct GraphThread {
     /// Whether it was said that no object speaks of this node.
     pub(super) is_stranger: bool,
     verify_at: Instant,
+    start_code: StartCode,
 }
 
 /// What must have happened before the first commit.
@@ -133,6 +135,7 @@ impl GraphThread {
             bypassing: Bypassing::open(&config.state_directory, now),
             is_stranger: false,
             verify_at: now + config.verify_interval(),
+            start_code: StartCode::default(),
         }
     }
 
@@ -464,6 +467,8 @@ impl GraphThread {
             self.look_for_this_node();
             self.expire_claims(now);
             self.tick_bypasses(now);
+            let is_enforcing = self.is_in_sync && self.last_commit.is_some();
+            self.start_code.tick(is_enforcing, now);
         }
     }
 }

@@ -37,6 +37,7 @@ pub mod report;
 mod server;
 mod snapshots;
 mod source;
+mod start_code;
 pub mod state;
 mod thread;
 mod views;

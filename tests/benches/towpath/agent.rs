@@ -19,6 +19,11 @@ use crate::worlds::{self, NODE, Size};
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Memory is read this long after sync (edge case 38).
 const SETTLED: Duration = Duration::from_mins(1);
+/// Where policies change before memory is read again.
+const CHANGED_NAMESPACES: u32 = 25;
+const BETWEEN_CHANGES: Duration = Duration::from_millis(100);
+/// What was freed is given back within a second.
+const AFTER_CHANGES: Duration = Duration::from_secs(5);
 
 /// Bounds of one load.
 struct Goals {
@@ -72,7 +77,7 @@ fn measure(
         start.samples.push(began.elapsed().as_secs_f64());
         if round + 1 == rounds {
             std::thread::sleep(SETTLED);
-            notes = memory(report, &running, goals)?;
+            notes = memory(report, &running, folder.path(), goals)?;
         }
     }
     if let Some(limit) = goals.start {
@@ -107,13 +112,37 @@ fn kernel_share(size: Size) -> Result<[String; 2]> {
     ])
 }
 
-fn memory(report: &mut Report, running: &Running, goals: &Goals) -> Result<Vec<String>> {
-    let resident = running.process_figure("VmRSS:")?;
+/// Memory at rest, and after changes: code that had left memory is there again then.
+fn memory(
+    report: &mut Report,
+    running: &Running,
+    manifests: &Path,
+    goals: &Goals,
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let mut figures = |when: &'static str| -> Result<f64> {
+        let resident = running.process_figure("VmRSS:")?;
+        notes.push(format!(
+            "resident {resident:.1} MiB {when}: anonymous {:.1}, of files {:.1}",
+            running.process_figure("RssAnon:")?,
+            running.process_figure("RssFile:")?
+        ));
+        Ok(resident)
+    };
+    let at_rest = figures("60 s after sync")?;
+    change_policies(manifests)?;
+    let after_changes = figures("after changes")?;
     let peak = running.process_figure("VmHWM:")?;
+    notes.push(format!("high-water mark {peak:.1} MiB"));
     let bounds = [
         (
             "resident 60 s after sync, MiB",
-            resident,
+            at_rest,
+            Some(goals.resident),
+        ),
+        (
+            "resident after changes, MiB",
+            after_changes,
             Some(goals.resident),
         ),
         ("high-water mark, MiB", peak, goals.peak),
@@ -123,14 +152,25 @@ fn memory(report: &mut Report, running: &Running, goals: &Goals) -> Result<Vec<S
         let gate = limit.map(|limit| Gate::at_most(Kind::Gate, name, measured, limit));
         report.gates.extend(gate);
     }
-    Ok(vec![
-        format!("resident {resident:.1} MiB, high-water mark {peak:.1} MiB, 60 s after sync"),
-        format!(
-            "anonymous {:.1} MiB, of files {:.1} MiB",
-            running.process_figure("RssAnon:")?,
-            running.process_figure("RssFile:")?
-        ),
-    ])
+    Ok(notes)
+}
+
+/// One policy comes and goes in each of some namespaces with local pods.
+fn change_policies(manifests: &Path) -> Result<()> {
+    for namespace in 0..CHANGED_NAMESPACES {
+        let file = manifests.join(format!("policies-{namespace}.yaml"));
+        let before = fs::read_to_string(&file)?;
+        let more = format!(
+            "{before}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{ name: one-more, namespace: team-{namespace} }}\nspec: {{ podSelector: {{}}, policyTypes: [Ingress] }}\n"
+        );
+        for text in [more, before] {
+            fs::write(&file, text)?;
+            std::thread::sleep(BETWEEN_CHANGES);
+        }
+    }
+    std::thread::sleep(AFTER_CHANGES);
+    Ok(())
 }
 
 /// An agent that is ended with this value.
