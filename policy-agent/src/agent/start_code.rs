@@ -27,7 +27,7 @@ impl StartCode {
                 *self = Self::Unmapped;
                 match program_text::unmap_unused() {
                     Ok(bytes) => {
-                        debug!(bytes, took = ?now.elapsed(), "unmapped the code of the start")
+                        debug!(bytes, took = ?now.elapsed(), "unmapped the code of the start");
                     }
                     Err(error) => warn!(%error, "the code of the start stays in memory"),
                 }
