@@ -9,6 +9,7 @@ pub mod cli;
 pub mod doctor;
 pub mod layout;
 pub mod lint;
+pub mod publish;
 pub mod render;
 pub mod snapshot;
 pub mod source;

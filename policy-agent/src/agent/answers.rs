@@ -75,6 +75,7 @@ impl GraphThread {
             bridges: bridges.collect(),
             denied: self.denied.counts(),
             problems: self.problems.clone(),
+            publishing: self.parts.publishing.report(),
             memory: report::Memory {
                 resident_bytes: memory.resident,
                 peak_bytes: memory.peak,

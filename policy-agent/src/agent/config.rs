@@ -13,6 +13,7 @@ use towpath_runtime::logs::LogFormat;
 
 use crate::cli::arguments::SourceLocation;
 use crate::layout::Enforcement;
+use crate::publish::taint::StartupTaint;
 
 /// Where the control socket is when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/towpath/towpath.sock";
@@ -81,6 +82,14 @@ pub struct Config {
     pub audit_nodes: Vec<String>,
     /// Namespaces whose pods on this node are only counted and logged. Only here, never in a manifest.
     pub audit_namespaces: Vec<String>,
+    /// Taint that is taken from this node's object once the node is ready; none unless asked for.
+    pub startup_taint: Option<StartupTaint>,
+    /// Whether this node has a status object at the API server.
+    pub node_status: bool,
+    /// Least time between two writes of it.
+    pub node_status_interval_seconds: u64,
+    /// Whether pods get Events for traffic that policy denies.
+    pub denied_events: bool,
     /// How log lines look.
     pub log_format: LogFormat,
     /// A level, or `target=level` pairs.
@@ -111,6 +120,10 @@ impl Default for Config {
             enforcement: Enforcement::default(),
             audit_nodes: Vec::new(),
             audit_namespaces: Vec::new(),
+            startup_taint: None,
+            node_status: false,
+            node_status_interval_seconds: 10,
+            denied_events: false,
             log_format: LogFormat::default(),
             log: "info".to_owned(),
         }
@@ -257,6 +270,26 @@ const SETTINGS: &[Setting<Config>] = &[
         set: |c, v| texts(v).map(|names| c.audit_namespaces = names),
     },
     Setting {
+        key: "startupTaint",
+        variable: "TOWPATH_STARTUP_TAINT",
+        set: |c, v| taint(v).map(|taint| c.startup_taint = taint),
+    },
+    Setting {
+        key: "nodeStatus",
+        variable: "TOWPATH_NODE_STATUS",
+        set: |c, v| put(&mut c.node_status, v),
+    },
+    Setting {
+        key: "nodeStatusIntervalSeconds",
+        variable: "TOWPATH_NODE_STATUS_INTERVAL_SECONDS",
+        set: |c, v| between(&v, 1, 3_600).map(|seconds| c.node_status_interval_seconds = seconds),
+    },
+    Setting {
+        key: "deniedEvents",
+        variable: "TOWPATH_DENIED_EVENTS",
+        set: |c, v| put(&mut c.denied_events, v),
+    },
+    Setting {
         key: "logFormat",
         variable: "TOWPATH_LOG_FORMAT",
         set: |c, v| put(&mut c.log_format, v),
@@ -294,6 +327,11 @@ impl Config {
         Duration::from_secs(self.verify_interval_seconds)
     }
 
+    /// Least time between two writes of this node's status.
+    pub fn node_status_interval(&self) -> Duration {
+        Duration::from_secs(self.node_status_interval_seconds)
+    }
+
     /// Whether this node drops what is denied.
     pub fn enforcement_here(&self) -> Enforcement {
         if self.audit_nodes.contains(&self.node) {
@@ -325,6 +363,24 @@ impl Config {
         }
     }
 
+    /// What is to be told to an API server where there is none.
+    fn untellable(&self) -> Vec<Fault> {
+        if !matches!(self.source, Some(SourceLocation::File(_))) {
+            return Vec::new();
+        }
+        let asked = [
+            ("startupTaint", self.startup_taint.is_some()),
+            ("nodeStatus", self.node_status),
+            ("deniedEvents", self.denied_events),
+        ];
+        let asked = asked.into_iter().filter(|(_, is_asked)| *is_asked);
+        let fault = |(key, _): (&str, bool)| Fault {
+            place: key.to_owned(),
+            message: "needs the source kubernetes: it is told to the API server".to_owned(),
+        };
+        asked.map(fault).collect()
+    }
+
     fn missing(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         let mut missing = |flag: &str, variable: &str| {
@@ -340,7 +396,17 @@ impl Config {
         if self.source.is_none() {
             missing("--source", "TOWPATH_SOURCE");
         }
+        faults.extend(self.untellable());
         faults
+    }
+}
+
+/// A taint; null or an empty text is none.
+fn taint(value: Value) -> Result<Option<StartupTaint>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) if text.is_empty() => Ok(None),
+        value => parsed(value).map(Some),
     }
 }
 

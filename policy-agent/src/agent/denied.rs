@@ -13,6 +13,7 @@ use towpath_core::model::{Cluster, Direction, Protocol, Verdict};
 use towpath_dataplane::nflog::{Conversation, DeniedPacket, Transport};
 use tracing::{debug, info};
 
+use super::publishing::EventSink;
 use super::report::{Denied, DeniedCount};
 use crate::cli::arguments::protocol_name;
 use crate::layout::DropReason;
@@ -152,6 +153,8 @@ pub(super) struct DeniedFlows {
     /// Oldest first.
     listed: Vec<Listed>,
     counts: BTreeMap<Reason, u64>,
+    /// Who else is told of them.
+    events: Option<EventSink>,
 }
 
 impl DeniedFlows {
@@ -162,7 +165,14 @@ impl DeniedFlows {
             pending,
             listed,
             counts,
+            events: None,
         }
+    }
+
+    /// Has these hear of all flows, too.
+    pub(super) fn telling(mut self, events: Option<EventSink>) -> Self {
+        self.events = events;
+        self
     }
 
     /// Takes one logged packet; returns its reason, for the metric.
@@ -205,6 +215,9 @@ impl DeniedFlows {
                 None => (0, None),
             };
             let mut denied = describe(&key, &pending, &evaluator);
+            if let Some(events) = &self.events {
+                events.tell(&denied, cluster);
+            }
             denied.packets += packets;
             let is_due = logged.is_none_or(|at| now.duration_since(at) >= LOG_AGAIN);
             let is_logged = is_due && lines < MOST_LINES;

@@ -10,7 +10,7 @@ use super::bypassing::BypassRequest;
 use super::cni::CniRequest;
 use super::interfaces::InterfaceChange;
 use crate::applier::{Applied, ApplyError, BypassOutcome, Drift};
-use crate::source::Tally;
+use crate::source::{Tally, Versions};
 
 use super::report::{Bypass, Class, Denied, Endpoint, Policy, Problem, Status};
 
@@ -67,6 +67,8 @@ pub(super) struct SourceChange {
     pub(super) sync: Result<(), String>,
     /// What is only counted.
     pub(super) tally: Tally,
+    /// Up to which versions objects were told of.
+    pub(super) versions: Versions,
     /// When the change was noticed.
     pub(super) at: Instant,
 }

@@ -26,6 +26,7 @@ use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
 use super::link::LinkControl;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
+use super::publishing::Publishing;
 use super::report::{Commits, Problem};
 use super::snapshots::Snapshots;
 use super::start_code::StartCode;
@@ -55,6 +56,7 @@ pub(super) struct GraphParts {
     pub(super) committed: Condition,
     pub(super) cni: Cni,
     pub(super) snapshots: Snapshots,
+    pub(super) publishing: Publishing,
     pub(super) beat: Beat,
 }
 
@@ -65,7 +67,7 @@ pub(super) struct GraphThread {
     pub(super) enforcement: Enforcement,
     pub(super) facts: KnownFacts,
     /// Policies of which blocks are refused, as the last flush left them.
-    refused: BTreeSet<PolicyId>,
+    pub(super) refused: BTreeSet<PolicyId>,
     pub(super) parts: GraphParts,
     pub(super) graph: CalcGraph,
     pub(super) started: Instant,
@@ -109,6 +111,7 @@ impl Gate {
 
 impl GraphThread {
     pub(super) fn new(config: &Config, parts: GraphParts, now: Instant) -> Self {
+        let events = parts.publishing.events(&config.node);
         Self {
             node: config.node.clone(),
             verify_interval: config.verify_interval(),
@@ -126,7 +129,7 @@ impl GraphThread {
             host: HostFacts::default(),
             foreign_ports: ForeignPorts::default(),
             problems: Vec::new(),
-            denied: DeniedFlows::new(config.denied_flows_kept),
+            denied: DeniedFlows::new(config.denied_flows_kept).telling(events),
             latencies: Latencies::default(),
             commits: Commits::default(),
             last_commit: None,
@@ -260,8 +263,10 @@ impl GraphThread {
             problems,
             sync,
             tally,
+            versions,
             at,
         } = change;
+        self.parts.publishing.told(versions);
         self.parts.metrics.count_tally(&tally);
         self.parts
             .snapshots
@@ -326,6 +331,12 @@ impl GraphThread {
         if self.unflushed.len() < MOST_ARRIVALS {
             self.unflushed.push(at);
         }
+    }
+
+    /// When the oldest event came that the kernel does not have yet.
+    pub(super) fn oldest_pending(&self) -> Option<Instant> {
+        let mut in_flight = self.in_flight.iter().flat_map(|(_, arrivals)| arrivals);
+        in_flight.next().or(self.unflushed.first()).copied()
     }
 
     /// Whether the applier has been told of everything.
@@ -465,6 +476,7 @@ impl GraphThread {
             }
             self.set_gauges();
             self.look_for_this_node();
+            self.publish(now);
             self.expire_claims(now);
             self.tick_bypasses(now);
             let is_enforcing = self.is_in_sync && self.last_commit.is_some();

@@ -244,6 +244,12 @@ impl Metrics {
             .set(gauge(count));
     }
 
+    /// Endpoints of this node in a state, as they were counted last.
+    pub(super) fn endpoints(&self, state: &'static str) -> u64 {
+        let gauge = self.endpoints.get_or_create(&StateLabel { state });
+        u64::try_from(gauge.get()).unwrap_or_default()
+    }
+
     /// Sets the counts of all kinds; kinds without problems are set to zero by the caller.
     pub(super) fn set_problems(&self, kind: &'static str, count: usize) {
         self.problems

@@ -33,6 +33,7 @@ mod metrics;
 mod monitor;
 mod nflog;
 mod obstacles;
+mod publishing;
 pub mod report;
 mod server;
 mod snapshots;
@@ -69,6 +70,7 @@ use self::metrics::Metrics;
 use self::monitor::MonitorThread;
 use self::nflog::NflogThread;
 use self::obstacles::ObstacleThread;
+use self::publishing::Publishing;
 use self::server::{Served, Server};
 use self::snapshots::Snapshots;
 use self::source::{OpenedSource, SourceFeed};
@@ -205,12 +207,14 @@ impl Agent {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let state = StateDirectory::open(&config.state_directory)?;
+        let mut state = StateDirectory::open(&config.state_directory)?;
+        state.record_startup_taint(config.startup_taint.as_ref().map(ToString::to_string))?;
         let source = config.source.as_ref().map(OpenedSource::open).transpose()?;
         let (sender, receiver) = sync_channel(QUEUE);
         let mut registry = Registry::with_prefix("towpath");
         let readiness = Readiness::default();
         let metrics = Metrics::register(&mut registry, readiness.clone());
+        let (publishing, publisher) = Publishing::open(config, &mut registry);
         let mut health = Health {
             readiness,
             liveness: Liveness::default(),
@@ -240,6 +244,7 @@ impl Agent {
                 health.now,
             ),
             snapshots,
+            publishing,
             beat: health.beat("graph"),
         };
         let graph = GraphThread::new(config, parts, health.now);
@@ -276,7 +281,7 @@ impl Agent {
             nflog: NflogThread::start(config.nflog_group, sender.clone())?,
             monitor: monitor(monitored, &sender)?,
             source: source
-                .map(|source| source.start(&config.node, sender))
+                .map(|source| source.start(&config.node, publisher, sender))
                 .transpose()?,
             applier,
             applier_thread,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bypass::BypassScope;
 use crate::layout::Enforcement;
+use crate::publish::standing::Standing;
 
 /// Answer of `/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +56,9 @@ pub struct Status {
     pub denied: Vec<DeniedCount>,
     /// Faults of manifests.
     pub problems: Vec<Problem>,
+    /// What is told to the API server, and how that goes.
+    #[serde(default)]
+    pub publishing: Vec<Published>,
     /// Memory of the agent.
     pub memory: Memory,
 }
@@ -335,4 +339,16 @@ pub struct Denied {
     pub rule: Option<String>,
     /// Host-side interface on which the packet came in.
     pub interface: Option<String>,
+}
+
+/// Something that is told to the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Published {
+    /// `startup-taint`, `node-status` or `denied-events`.
+    pub what: String,
+    /// How it does.
+    pub standing: Standing,
+    /// In words, with what to do if that is needed.
+    pub detail: String,
 }

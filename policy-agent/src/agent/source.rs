@@ -10,6 +10,7 @@ use super::event::{Event, SourceChange};
 use super::report::Problem;
 use super::thread::Guard;
 use crate::cli::arguments::SourceLocation;
+use crate::publish::Publisher;
 use crate::source::kubernetes::{ConnectError, KubernetesHandle, KubernetesSource};
 use crate::source::{Batch, Detail, FileSource, Finding, SourceState, WatchHandle};
 
@@ -32,10 +33,11 @@ impl OpenedSource {
         })
     }
 
-    /// Starts to read and to follow. Changes wait in the feed's own thread while the graph has enough to do.
+    /// Starts to read and to follow, and to tell an API server what it is to be told. Changes wait in the feed's own thread while the graph has enough to do.
     pub(super) fn start(
         self,
         node: &str,
+        publisher: Option<Publisher>,
         sender: SyncSender<Event>,
     ) -> Result<SourceFeed, AgentError> {
         let guard = Guard::new("source", sender.clone());
@@ -49,7 +51,10 @@ impl OpenedSource {
         };
         let handle = match self {
             Self::File(source) => source.watch(emit).map(SourceFeed::File),
-            Self::Kubernetes(source) => source.watch(node, emit).map(SourceFeed::Kubernetes),
+            Self::Kubernetes(source) => source
+                .publishing(publisher)
+                .watch(node, emit)
+                .map(SourceFeed::Kubernetes),
         };
         handle.map_err(|source| AgentError::Thread {
             name: "source",
@@ -107,6 +112,7 @@ fn change(batch: Batch) -> SourceChange {
             SourceState::NotInSync { reason } => Err(reason),
         },
         tally: batch.tally,
+        versions: batch.versions,
         at: batch.received,
     }
 }

@@ -63,6 +63,9 @@ pub struct StateDirectory {
 struct Changes {
     /// Settings of bridges from before, by name.
     bridges: BTreeMap<String, Settings>,
+    /// The startup taint that the agent took from its Node, if it was to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    startup_taint: Option<String>,
 }
 
 /// The settings of a bridge.
@@ -141,6 +144,20 @@ impl StateDirectory {
                 self.changes.bridges.insert(name.to_owned(), settings);
             }
         }
+        self.write()
+    }
+
+    /// The startup taint that was configured last: whoever puts it on nodes must hear of the uninstall.
+    pub fn startup_taint(&self) -> Option<&str> {
+        self.changes.startup_taint.as_deref()
+    }
+
+    /// Remembers the startup taint that is configured, or that there is none.
+    pub fn record_startup_taint(&mut self, taint: Option<String>) -> Result<(), StateError> {
+        if self.changes.startup_taint == taint {
+            return Ok(());
+        }
+        self.changes.startup_taint = taint;
         self.write()
     }
 
@@ -241,6 +258,23 @@ mod tests {
             no_linklocal_learn: true,
         };
         assert_eq!(state.bridges().collect::<Vec<_>>(), [("cni0", before)]);
+    }
+
+    #[test]
+    fn the_startup_taint_is_known_to_the_uninstall() {
+        let directory = tempfile::tempdir().unwrap();
+        let taint = Some("towpath.io/not-ready:NoSchedule".to_owned());
+        let mut state = StateDirectory::open(directory.path()).unwrap();
+        state.record_startup_taint(taint.clone()).unwrap();
+        drop(state);
+
+        let mut state = StateDirectory::open(directory.path()).unwrap();
+        assert_eq!(state.startup_taint(), taint.as_deref());
+        state.record_startup_taint(None).unwrap();
+        drop(state);
+
+        let state = StateDirectory::open(directory.path()).unwrap();
+        assert_eq!(state.startup_taint(), None);
     }
 
     #[test]

@@ -63,6 +63,7 @@ fn start() -> Running {
         committed: readiness.add("first commit", "nothing is committed yet"),
         cni: Cni::new(&config.node, ClaimStore::new(state.path()), now),
         snapshots: Snapshots::default(),
+        publishing: Publishing::default(),
         beat: liveness.add("graph", DEADLINE, now),
     };
     let graph = GraphThread::new(&config, parts, now);
@@ -88,6 +89,7 @@ impl Running {
             problems: Vec::new(),
             sync: sync.map_err(str::to_owned),
             tally: crate::source::Tally::default(),
+            versions: crate::source::Versions::default(),
             at: Instant::now(),
         }));
     }

@@ -6,8 +6,9 @@ use towpath_api::Place;
 use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, Output};
 use super::{OutputArguments, SocketArguments, client};
-use crate::agent::report::{Problem, Status};
+use crate::agent::report::{Problem, Published, Status};
 use crate::layout::Enforcement;
+use crate::publish::standing::Standing;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct StatusArguments {
@@ -155,6 +156,7 @@ fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {
         denied.join(", ")
     };
     pairs.push(("denied", denied.into()));
+    pairs.extend(status.publishing.iter().map(published));
     if let Some(error) = &commits.error {
         let text = format!("{} failures in a row: {error}", commits.failed_in_a_row);
         pairs.push(("commit", Cell::coloured(Colour::Red, text)));
@@ -174,6 +176,21 @@ fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {
     );
     pairs.push(("memory", text.into()));
     pairs
+}
+
+/// What is told to the API server, and how that goes.
+fn published(published: &Published) -> (&'static str, Cell) {
+    let colour = match published.standing {
+        Standing::Working => Colour::Green,
+        Standing::Waiting | Standing::Missing => Colour::Yellow,
+        Standing::Refused | Standing::Failing => Colour::Red,
+    };
+    let name = match published.what.as_str() {
+        "startup-taint" => "startup taint",
+        "node-status" => "node status",
+        _ => "denied events",
+    };
+    (name, Cell::coloured(colour, published.detail.as_str()))
 }
 
 fn generation(status: &Status) -> String {

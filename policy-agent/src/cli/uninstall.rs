@@ -45,7 +45,7 @@ pub(super) struct UninstallArguments {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Done {
-    /// `removed`, `restored` or `absent`.
+    /// `removed`, `restored`, `absent`, or `left`: somebody else must do it.
     action: &'static str,
     object: String,
 }
@@ -81,6 +81,12 @@ pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> 
     )?);
     done.extend(remove_tables()?);
     done.extend(restore_bridges(&state)?);
+    if let Some(taint) = state.startup_taint() {
+        let text = format!(
+            "startup taint {taint}: take it out of whatever puts it on nodes, and off those that have it"
+        );
+        done.push(Done::new("left", text));
+    }
     state.remove()?;
     if has_state {
         let path = arguments.state_directory.display();

@@ -18,7 +18,7 @@ use super::ledger::{FileChange, Ledger, OBJECTS};
 use super::namespaces::KeptNamespaces;
 use super::read::{Content, FILE_BYTES, ReadFile, Seen, read_some};
 use super::watch::{self, WatchHandle};
-use super::{Batch, SourceState, Tally, is_manifest};
+use super::{Batch, SourceState, Tally, Versions, is_manifest};
 
 /// Findings in one batch.
 const FINDINGS: usize = 1_000;
@@ -197,6 +197,7 @@ impl FileSource {
             objects: self.ledger.len() + self.namespaces.kept(),
             files: self.files.len(),
             tally: Tally::default(),
+            versions: Versions::default(),
         }
     }
 

@@ -55,6 +55,21 @@ pub struct Tally {
     pub expired: BTreeMap<&'static str, u64>,
 }
 
+/// Up to which `resourceVersion` a source has told of each kind; 0 where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// Of `Pod`.
+    pub pods: u64,
+    /// Of `Namespace`.
+    pub namespaces: u64,
+    /// Of `Node`.
+    pub nodes: u64,
+    /// Of `NetworkPolicy`.
+    pub network_policies: u64,
+    /// Of `ClusterNetworkPolicy`.
+    pub cluster_network_policies: u64,
+}
+
 /// One step of a source. The first is the whole state.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -72,4 +87,6 @@ pub struct Batch {
     pub files: usize,
     /// What is only counted. Of a folder nothing is: the same text may be read many times.
     pub tally: Tally,
+    /// Up to which version objects were told of.
+    pub versions: Versions,
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 /// Waits that double from the least to the most, each shortened by up to a half at random, so that a thousand nodes
 /// do not come back at once.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     least: Duration,
     most: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(least: Duration, most: Duration) -> Self {
+    pub(crate) fn new(least: Duration, most: Duration) -> Self {
         Self {
             least,
             most,
@@ -22,20 +22,20 @@ impl Backoff {
     }
 
     /// The next wait. `random` is from 0 to 1.
-    pub(super) fn next(&mut self, random: f64) -> Duration {
+    pub(crate) fn next(&mut self, random: f64) -> Duration {
         let wait = self.next.mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0);
         self.next = self.next.saturating_mul(2).min(self.most);
         wait
     }
 
     /// It works again.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.least;
     }
 }
 
 /// A number from 0 to 1, from the randomness that the standard library seeds its hashes with.
-pub(super) fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     let number = RandomState::new().build_hasher().finish();
     f64::from(u32::try_from(number >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 use tower::{BoxError, ServiceBuilder};
 
 use super::item::{Item, name};
+use super::own_node::OwnNodeWatch;
 use super::resource::Resource;
 use super::stream::{Lines, List, OBJECT_BYTES, StreamError};
 use super::world::{Answer, Event, Read};
@@ -81,7 +83,7 @@ pub enum ConnectError {
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     #[error("cannot reach the API server at {server}: {error}")]
     Unreachable { server: String, error: String },
     #[error("the API server at {server} was silent for {} s", after.as_secs())]
@@ -107,7 +109,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// When the API server wants to be asked again.
-    pub(super) fn retry_after(&self) -> Duration {
+    pub(crate) fn retry_after(&self) -> Duration {
         match self {
             Self::Status {
                 retry_after: Some(after),
@@ -135,10 +137,12 @@ pub(super) struct Listed {
 
 /// The way to an API server.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     client: Client,
     server: String,
     pub(super) timing: Timing,
+    /// Hears of this node.
+    pub(super) own: Option<Arc<OwnNodeWatch>>,
 }
 
 impl Connection {
@@ -165,6 +169,7 @@ impl Connection {
             client,
             server: config.cluster_url.to_string(),
             timing,
+            own: None,
         })
     }
 
@@ -186,7 +191,10 @@ impl Connection {
         while let Some(bytes) = self.part(&mut body, self.timing.answer).await? {
             list.push(&bytes, |item| {
                 match Item::read(resource, item) {
-                    Ok(item) => items.push(item),
+                    Ok(read) => {
+                        self.see_own(resource, &read, item);
+                        items.push(read);
+                    }
                     Err(reason) => unnamed.push(reason),
                 }
                 Ok::<_, Failure>(())
@@ -228,7 +236,7 @@ impl Connection {
         let (resource, mut events) = (watch.resource, Vec::new());
         let outcome = watch.lines.push(&bytes, |line| {
             if !line.trim_ascii().is_empty() {
-                events.push(read_event(resource, line)?);
+                events.push(self.read_event(resource, line)?);
             }
             Ok::<_, Failure>(())
         });
@@ -286,6 +294,20 @@ impl Connection {
             .header(ACCEPT, "application/json")
             .body(Body::empty())
             .map_err(|error| Failure::Body(error.to_string()))?;
+        let advice = || {
+            let right = right(resource);
+            format!("grant this right on {right} as deploy/rbac.yaml does")
+        };
+        self.send(request, uri, advice).await
+    }
+
+    /// Sends a request and waits for the head of the answer. `advice` is for who may not do that.
+    pub(super) async fn send(
+        &self,
+        request: Request<Body>,
+        uri: &str,
+        advice: impl FnOnce() -> String,
+    ) -> Result<Response<Body>, Failure> {
         let answer = timeout(self.timing.answer, self.client.send(request)).await;
         let response = match answer {
             Err(_) => return Err(self.silent(self.timing.answer)),
@@ -295,11 +317,16 @@ impl Connection {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(self.refusal(resource, uri, response).await)
+        Err(self.refusal(uri, response, advice).await)
     }
 
     /// What an answer without success says.
-    async fn refusal(&self, resource: Resource, uri: &str, response: Response<Body>) -> Failure {
+    async fn refusal(
+        &self,
+        uri: &str,
+        response: Response<Body>,
+        advice: impl FnOnce() -> String,
+    ) -> Failure {
         #[derive(Default, Deserialize)]
         struct Status {
             #[serde(default)]
@@ -332,10 +359,7 @@ impl Connection {
             },
             StatusCode::FORBIDDEN => Failure::Refused {
                 message,
-                advice: format!(
-                    "grant this right on {} as deploy/rbac.yaml does",
-                    right(resource)
-                ),
+                advice: advice(),
             },
             StatusCode::NOT_FOUND => Failure::NotFound { path },
             StatusCode::GONE => Failure::Gone,
@@ -345,6 +369,33 @@ impl Connection {
                 retry_after,
             },
         }
+    }
+
+    /// Notes what is said of this node, for those who asked.
+    fn see_own(&self, resource: Resource, item: &Item, bytes: &[u8]) {
+        if let (Resource::Node, Some(own)) = (resource, &self.own) {
+            own.see(&item.name, item.version, bytes);
+        }
+    }
+
+    fn read_event(&self, resource: Resource, line: &[u8]) -> Result<Event, Failure> {
+        let (event, object) = read_event(resource, line)?;
+        match &event {
+            Event::There(item) => self.see_own(resource, item, object.get().as_bytes()),
+            Event::Gone { name, .. } => {
+                if let (Resource::Node, Some(own)) = (resource, &self.own) {
+                    own.miss(name);
+                }
+            }
+            Event::Bookmark(_) => {}
+        }
+        Ok(event)
+    }
+
+    /// Reads a body to its end and forgets it.
+    pub(super) async fn drain(&self, mut body: Body) -> Result<(), Failure> {
+        while self.part(&mut body, self.timing.answer).await?.is_some() {}
+        Ok(())
     }
 
     /// The next bytes of a body; `None` at its end.
@@ -368,7 +419,7 @@ impl Connection {
     }
 
     /// A body of at most so many bytes.
-    async fn whole(&self, mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn whole(&self, mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
         while let Some(part) = self.part(&mut body, self.timing.answer).await? {
             bytes.extend_from_slice(&part);
@@ -425,7 +476,8 @@ fn client(config: &Config, timing: Timing) -> Result<Client, kube::Error> {
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
 
-fn read_event(resource: Resource, line: &[u8]) -> Result<Event, Failure> {
+/// An event, and the object in it as it came.
+fn read_event(resource: Resource, line: &[u8]) -> Result<(Event, &RawValue), Failure> {
     #[derive(Deserialize)]
     struct Line<'a> {
         r#type: &'a str,
@@ -455,34 +507,35 @@ fn read_event(resource: Resource, line: &[u8]) -> Result<Event, Failure> {
     let unnamed = |reason| Failure::Body(format!("an event of {}: {reason}", resource.plural()));
     let line: Line<'_> = serde_json::from_slice(line).map_err(broken)?;
     let object = line.object.get().as_bytes();
-    match line.r#type {
-        "ADDED" | "MODIFIED" => Ok(Event::There(Item::read(resource, object).map_err(unnamed)?)),
+    let event = match line.r#type {
+        "ADDED" | "MODIFIED" => Event::There(Item::read(resource, object).map_err(unnamed)?),
         "DELETED" => {
             let header = towpath_api::read_header(resource.kind(), object).map_err(unnamed)?;
-            Ok(Event::Gone {
+            Event::Gone {
                 name: name(&header),
                 version: header.version,
-            })
+            }
         }
         "BOOKMARK" => {
             let bookmark: Bookmark = serde_json::from_slice(object).map_err(broken)?;
             let version = bookmark.metadata.resource_version.parse();
             let version = version.map_err(|_| unnamed("a bookmark without a number".to_owned()))?;
-            Ok(Event::Bookmark(version))
+            Event::Bookmark(version)
         }
         "ERROR" => {
             let Status { code, message } = serde_json::from_slice(object).map_err(broken)?;
-            Err(match code {
+            return Err(match code {
                 410 => Failure::Gone,
                 code => Failure::Status {
                     code,
                     message,
                     retry_after: None,
                 },
-            })
+            });
         }
-        other => Err(unnamed(format!("the type {other:?} is unknown"))),
-    }
+        other => return Err(unnamed(format!("the type {other:?} is unknown"))),
+    };
+    Ok((event, line.object))
 }
 
 /// A kind as a `ClusterRole` names it.

@@ -7,11 +7,13 @@
 //! hash of its meaning are kept.
 
 mod backoff;
+mod change;
 mod collection;
 mod connection;
 mod faults;
 mod follow;
 mod item;
+mod own_node;
 mod resource;
 mod stream;
 mod world;
@@ -34,13 +36,17 @@ use tokio::time::sleep;
 use towpath_api::Place;
 use towpath_core::model::{Cluster, Update};
 
-use self::backoff::{Backoff, random};
+pub(crate) use self::backoff::{Backoff, random};
+pub(crate) use self::change::Change;
 pub use self::connection::ConnectError;
-use self::connection::{Connection, Failure, Timing};
+use self::connection::Timing;
+pub(crate) use self::connection::{Connection, Failure};
 use self::follow::{Follower, Heard};
+pub(crate) use self::own_node::{OwnNode, OwnNodeWatch};
 use self::resource::Resource;
 use self::world::{Input, Page, Read, Step, World};
 use super::{Batch, Loaded, Tally};
+use crate::publish::Publisher;
 
 /// What was heard and is not taken in yet, in messages; a page of a list is one.
 const QUEUE: usize = 64;
@@ -53,6 +59,7 @@ const READS: usize = 8;
 pub struct KubernetesSource {
     runtime: Runtime,
     connection: Connection,
+    publisher: Option<Publisher>,
 }
 
 /// Why a cluster could not be read once.
@@ -86,7 +93,15 @@ impl KubernetesSource {
         Ok(Self {
             runtime,
             connection,
+            publisher: None,
         })
+    }
+
+    /// Has something told to the API server while it is followed.
+    pub(crate) fn publishing(mut self, publisher: Option<Publisher>) -> Self {
+        self.connection.own = publisher.as_ref().map(Publisher::own_node);
+        self.publisher = publisher;
+        self
     }
 
     /// Follows the API server on a thread of its own, for the agent of this node. The first batch in sync is the
@@ -102,10 +117,15 @@ impl KubernetesSource {
         let Self {
             runtime,
             connection,
+            publisher,
         } = self;
+        let mut tasks = JoinSet::new();
+        if let Some(publisher) = publisher {
+            tasks.spawn_on(publisher.run(connection.clone()), runtime.handle());
+        }
         let thread = Builder::new()
             .name("kubernetes".to_owned())
-            .spawn(move || runtime.block_on(run(connection, world, emit, stopped)))?;
+            .spawn(move || runtime.block_on(run(connection, world, emit, stopped, tasks)))?;
         Ok(KubernetesHandle {
             stop: Some(stop),
             thread: Some(thread),
@@ -198,16 +218,16 @@ async fn list_once(
     }
 }
 
-/// Follows all kinds until it is told to stop.
+/// Follows all kinds until it is told to stop, beside what is done already.
 async fn run(
     connection: Connection,
     world: World,
     emit: impl FnMut(Batch),
     mut stopped: oneshot::Receiver<()>,
+    mut tasks: JoinSet<()>,
 ) {
     let (sender, mut receiver) = channel(QUEUE);
     let found = Arc::new(Notify::new());
-    let mut tasks = JoinSet::new();
     let pods = Arc::new(watch::Sender::new(false));
     for resource in Resource::ALL {
         let follower = Follower {
@@ -294,6 +314,7 @@ impl<E: FnMut(Batch)> Owner<E> {
             objects: self.world.objects(),
             files: 0,
             tally,
+            versions: self.world.versions(),
         });
     }
 }

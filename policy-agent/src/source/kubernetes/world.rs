@@ -16,7 +16,7 @@ use super::collection::{Collection, Offered, Standing};
 use super::faults::Faults;
 use super::item::{Item, hash};
 use super::resource::Resource;
-use crate::source::{Finding, KeptNamespaces, SourceState, Tally};
+use crate::source::{Finding, KeptNamespaces, SourceState, Tally, Versions};
 
 /// What the shell has heard.
 #[derive(Debug)]
@@ -131,6 +131,7 @@ pub(super) struct World {
     /// Revision of the newest whole list of pods.
     pods_listed_at: u64,
     objects: usize,
+    versions: Versions,
     step: Step,
 }
 
@@ -151,6 +152,7 @@ impl World {
             held: Some(BTreeMap::new()),
             pods_listed_at: 0,
             objects: 0,
+            versions: Versions::default(),
             step: Step::default(),
         }
     }
@@ -241,6 +243,28 @@ impl World {
         self.objects + self.namespaces.kept()
     }
 
+    /// Up to which version of each kind objects were told of. It counts lists and events, and not bookmarks.
+    pub(super) fn versions(&self) -> Versions {
+        self.versions
+    }
+
+    /// An event or a list of this version was taken in. Of the few kinds that seldom change, consumers hear of it even
+    /// where it means nothing to them.
+    fn pass(&mut self, resource: Resource, version: u64) {
+        let versions = &mut self.versions;
+        let known = match resource {
+            Resource::Pod => &mut versions.pods,
+            Resource::Namespace => &mut versions.namespaces,
+            Resource::Node => &mut versions.nodes,
+            Resource::NetworkPolicy => &mut versions.network_policies,
+            Resource::ClusterNetworkPolicy => &mut versions.cluster_network_policies,
+        };
+        if version > *known {
+            *known = version;
+            self.step.is_news |= Resource::BEFORE_PODS.contains(&resource);
+        }
+    }
+
     fn collection(&mut self, resource: Resource) -> &mut Collection {
         self.collections
             .get_mut(&resource)
@@ -286,6 +310,7 @@ impl World {
                 self.collection(resource).end_list()
             };
             self.remove_all(resource, gone);
+            self.pass(resource, version);
             self.step.is_news = true;
         }
     }
@@ -293,6 +318,7 @@ impl World {
     /// The store was restored: no revision from before means anything.
     fn forget_history(&mut self, resource: Resource) {
         self.history += 1;
+        self.versions = Versions::default();
         self.reading.clear();
         self.read_trouble.clear();
         self.collections
@@ -322,12 +348,14 @@ impl World {
     fn take_event(&mut self, resource: Resource, event: Event) {
         match event {
             Event::There(item) => {
+                self.pass(resource, item.version);
                 let offered =
                     self.collection(resource)
                         .offer_watched(&item.name, item.uid, item.version);
                 self.take_offered(resource, offered, item);
             }
             Event::Gone { name, version } => {
+                self.pass(resource, version);
                 if let Some(standing) = self.collection(resource).remove_watched(&name, version) {
                     self.remove(resource, &name, standing);
                 }
