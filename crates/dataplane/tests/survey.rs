@@ -11,7 +11,9 @@ use nix::net::if_::if_nametoindex;
 use towpath_dataplane::link::{
     AttachedProgram, ForwardingEntry, Neighbour, ProgramHook, Route, Scanner, VxlanDevice,
 };
-use towpath_dataplane::nft::{Flowtable, flowtables};
+use towpath_dataplane::nft::{
+    Flowtable, SurveyedTable, flowtables, survey_bare_tables, survey_tables,
+};
 
 use crate::lab::{Namespace, feed, in_fresh_namespace, ip, skip};
 
@@ -199,5 +201,35 @@ fn flowtables_are_listed_with_their_interfaces() {
                 interfaces: vec!["cali1".into(), "cali2".into()],
             }]
         );
+    });
+}
+
+#[test]
+fn tables_are_listed_with_and_without_their_chains() {
+    in_fresh_namespace(AREA, "tables", || {
+        run("nft", "add table ip flannel-ipv4");
+        run("nft", "add chain ip flannel-ipv4 forward");
+        run("nft", "add table inet other");
+
+        let mut bare = survey_bare_tables().unwrap();
+        let whole = survey_tables().unwrap();
+
+        bare.sort_unstable();
+        let names = |tables: &[SurveyedTable]| -> Vec<(&'static str, String)> {
+            let named = tables.iter();
+            named
+                .map(|table| (table.family, table.name.to_string()))
+                .collect()
+        };
+        assert_eq!(
+            names(&bare),
+            [
+                ("inet", "other".to_owned()),
+                ("ip", "flannel-ipv4".to_owned())
+            ]
+        );
+        assert_eq!(names(&whole), names(&bare));
+        assert!(bare.iter().all(|table| table.chains.is_empty()));
+        assert_eq!(whole[1].chains[0].name, "forward");
     });
 }

@@ -46,8 +46,8 @@ pub use object::{
 };
 pub use read_back::TableState;
 pub use survey::{
-    FORWARD_HOOK, SurveyedChain, SurveyedHook, SurveyedRule, SurveyedTable, survey_rules,
-    survey_tables,
+    FORWARD_HOOK, SurveyedChain, SurveyedHook, SurveyedRule, SurveyedTable, survey_bare_tables,
+    survey_rules, survey_tables,
 };
 pub use text::{TextError, transaction_text};
 pub use transaction::{Operation, Transaction};

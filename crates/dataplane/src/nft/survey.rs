@@ -78,12 +78,21 @@ impl SurveyedRule {
     }
 }
 
+/// Lists all tables without their chains, of which there may be many, in the network namespace of the calling thread.
+pub fn survey_bare_tables() -> Result<Vec<SurveyedTable>, NetlinkError> {
+    bare_tables(&mut socket()?)
+}
+
+fn bare_tables(socket: &mut RequestSocket) -> Result<Vec<SurveyedTable>, NetlinkError> {
+    list(socket, "tables", message::GETTABLE, &[], |message| {
+        (kind(message) == Some(message::NEWTABLE)).then(|| read_table(message.payload))?
+    })
+}
+
 /// Lists all tables with their chains, in the network namespace of the calling thread, in order.
 pub fn survey_tables() -> Result<Vec<SurveyedTable>, NetlinkError> {
     let mut socket = socket()?;
-    let mut tables = list(&mut socket, "tables", message::GETTABLE, &[], |message| {
-        (kind(message) == Some(message::NEWTABLE)).then(|| read_table(message.payload))?
-    })?;
+    let mut tables = bare_tables(&mut socket)?;
     let chains = list(&mut socket, "chains", message::GETCHAIN, &[], |message| {
         (kind(message) == Some(message::NEWCHAIN)).then(|| read_chain(message.payload))?
     })?;
