@@ -25,6 +25,7 @@ impl GraphThread {
             Question::Classes(to) => tell(to, views::classes(&self.graph.tables())),
             Question::Denied(to) => tell(to, self.denied.report()),
             Question::Bypasses(to) => tell(to, self.bypass_report()),
+            Question::Flannel(to) => tell(to, self.surroundings.report()),
         }
     }
 
@@ -57,7 +58,9 @@ impl GraphThread {
                 && self.enforcement == Enforcement::Enforce
                 && bypasses.is_empty(),
             awaited,
-            warnings: self.strangeness().into_iter().collect(),
+            warnings: self.warning_texts(now),
+            flannel: self.surroundings.report(),
+            overlay_ports: self.facts.overlay_ports(),
             bypasses,
             in_sync: self.is_in_sync,
             commits: Commits {
@@ -84,7 +87,7 @@ impl GraphThread {
     }
 
     /// What is odd about this node, once the source is known.
-    fn strangeness(&self) -> Option<String> {
+    pub(super) fn strangeness(&self) -> Option<String> {
         let (cluster, node) = (self.graph.cluster(), self.node.as_str());
         self.is_in_sync
             .then(|| views::strangeness(cluster, node, &self.foreign_ports))

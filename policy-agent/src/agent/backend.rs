@@ -11,7 +11,7 @@ use towpath_dataplane::nft::{
 use tracing::info;
 
 use super::config::{Config, NftBackend};
-use crate::layout::{LayoutOptions, TableId};
+use crate::layout::{DEFAULT_OVERLAY_PORT, LayoutOptions, TableId};
 
 /// Logged packets per second and reason, and at once.
 const LOG_RATE: (u64, u32) = (100, 100);
@@ -105,7 +105,7 @@ pub(crate) fn layout_options(config: &Config, table_flags: TableFlags) -> Layout
     let (log_rate, log_burst) = LOG_RATE;
     LayoutOptions {
         table_flags,
-        overlay_port: config.overlay_udp_port,
+        overlay_ports: [config.overlay_udp_port.unwrap_or(DEFAULT_OVERLAY_PORT)].into(),
         log_group: config.nflog_group,
         log_rate,
         log_burst,

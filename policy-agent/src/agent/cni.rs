@@ -144,6 +144,7 @@ impl GraphThread {
 
     fn add_pod(&mut self, claim: Claim, waits: bool, to: oneshot::Sender<Programmed>) {
         debug!(pod = %claim.pod, addresses = ?claim.addresses, "plugged in");
+        self.unannounced.announce(&claim.pod);
         let attachment = &claim.attachment;
         self.parts
             .cni

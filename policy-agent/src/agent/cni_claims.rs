@@ -139,6 +139,11 @@ impl CniClaims {
         kept.collect()
     }
 
+    /// Whether something is claimed for a pod.
+    pub(super) fn has(&self, pod: &EndpointId) -> bool {
+        self.pods.contains_key(pod)
+    }
+
     /// How many claims there are.
     pub(super) fn len(&self) -> usize {
         self.pods.values().map(|of_pod| of_pod.held.len()).sum()

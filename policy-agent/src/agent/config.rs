@@ -66,8 +66,12 @@ pub struct Config {
     pub cni_config_directory: PathBuf,
     /// Where the container runtime keeps results of CNI plugins; they tell whose an address is that two have.
     pub cni_results_directory: PathBuf,
-    /// UDP port of the overlay; pods may not send to it on a node.
-    pub overlay_udp_port: u16,
+    /// What flanneld writes at its start; it is read to tell what Flannel set up here.
+    pub flannel_subnet_env: PathBuf,
+    /// Flannel's configuration, where the host has it as a file.
+    pub flannel_net_conf: PathBuf,
+    /// A UDP port to which pods may not send on a node, besides those of the tunnels that are found here.
+    pub overlay_udp_port: Option<u16>,
     /// Whether pods get their address by DHCP, which isolated pods may then use.
     pub dhcp: bool,
     /// NFLOG group of denied packets.
@@ -112,7 +116,9 @@ impl Default for Config {
             spoof_exempt_interfaces: Vec::new(),
             cni_config_directory: DEFAULT_CNI_CONFIG_DIRECTORY.into(),
             cni_results_directory: flannel_adapter::source::cni_cache::DEFAULT_FOLDER.into(),
-            overlay_udp_port: 8472,
+            flannel_subnet_env: flannel_adapter::subnet_env::DEFAULT_PATH.into(),
+            flannel_net_conf: flannel_adapter::here::DEFAULT_NET_CONF.into(),
+            overlay_udp_port: None,
             dhcp: false,
             nflog_group: 747,
             denied_flows_kept: 256,
@@ -223,6 +229,16 @@ const SETTINGS: &[Setting<Config>] = &[
         key: "cniResultsDirectory",
         variable: "TOWPATH_CNI_RESULTS_DIRECTORY",
         set: |c, v| put(&mut c.cni_results_directory, v),
+    },
+    Setting {
+        key: "flannelSubnetEnv",
+        variable: "TOWPATH_FLANNEL_SUBNET_ENV",
+        set: |c, v| put(&mut c.flannel_subnet_env, v),
+    },
+    Setting {
+        key: "flannelNetConf",
+        variable: "TOWPATH_FLANNEL_NET_CONF",
+        set: |c, v| put(&mut c.flannel_net_conf, v),
     },
     Setting {
         key: "overlayUdpPort",

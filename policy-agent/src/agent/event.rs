@@ -9,10 +9,11 @@ use towpath_dataplane::nflog::DeniedPacket;
 use super::bypassing::BypassRequest;
 use super::cni::CniRequest;
 use super::interfaces::InterfaceChange;
+use super::surroundings::Surroundings;
 use crate::applier::{Applied, ApplyError, BypassOutcome, Drift};
 use crate::source::{Tally, Versions};
 
-use super::report::{Bypass, Class, Denied, Endpoint, Policy, Problem, Status};
+use super::report::{Bypass, Class, Denied, Endpoint, Flannel, Policy, Problem, Status};
 
 /// Events that may wait. Those of the source carry many changes each.
 pub(super) const QUEUE: usize = 64;
@@ -34,6 +35,8 @@ pub(super) enum Event {
     Cni(CniRequest),
     /// An operator wants to open enforcement for a while, or to close it again.
     Bypass(BypassRequest),
+    /// What others set up on this node has changed.
+    Surroundings(Box<Surroundings>),
     /// Somebody asks.
     Ask(Question),
     /// The agent is told to end.
@@ -82,4 +85,5 @@ pub(super) enum Question {
     Classes(oneshot::Sender<Vec<Class>>),
     Denied(oneshot::Sender<Vec<Denied>>),
     Bypasses(oneshot::Sender<Vec<Bypass>>),
+    Flannel(oneshot::Sender<Option<Flannel>>),
 }

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smol_str::SmolStr;
 use towpath_core::model::{EndpointId, EndpointKind, InterfaceName, Object, ObjectKey, Update};
+use tracing::info;
 
 use super::config::Config;
 use super::graph::GraphThread;
 use super::interfaces::HostFacts;
-use crate::layout::NodeFacts;
+use super::surroundings::Known;
+use crate::layout::{DEFAULT_OVERLAY_PORT, NodeFacts};
 
 /// What the applier was told, and whether it still holds.
 #[derive(Debug)]
@@ -30,6 +32,9 @@ pub(super) struct KnownFacts {
     networks: Vec<IpNet>,
     are_interfaces_stale: bool,
     are_nodes_stale: bool,
+    are_ports_stale: bool,
+    /// The configured port of the overlay.
+    overlay_port: Option<u16>,
 }
 
 impl KnownFacts {
@@ -43,6 +48,26 @@ impl KnownFacts {
             networks: Vec::new(),
             are_interfaces_stale: true,
             are_nodes_stale: true,
+            are_ports_stale: false,
+            overlay_port: config.overlay_udp_port,
+        }
+    }
+
+    /// Notes what others set up here.
+    pub(super) fn note_surroundings(&mut self, known: &Known) {
+        let ports = known.overlay_ports(self.overlay_port);
+        if self.facts.overlay_ports != ports {
+            info!(ports = ?ports.iter().flatten().collect::<Vec<_>>(), "pods may not send to these UDP ports of nodes");
+            self.facts.overlay_ports = ports;
+            self.are_ports_stale = true;
+        }
+    }
+
+    /// UDP ports of nodes to which pods may not send.
+    pub(super) fn overlay_ports(&self) -> Vec<u16> {
+        match &self.facts.overlay_ports {
+            Some(ports) => ports.iter().copied().collect(),
+            None => vec![self.overlay_port.unwrap_or(DEFAULT_OVERLAY_PORT)],
         }
     }
 
@@ -74,7 +99,7 @@ impl KnownFacts {
 
     /// Whether the applier has been told of everything that was noted.
     pub(super) fn are_told(&self) -> bool {
-        !self.are_interfaces_stale && !self.are_nodes_stale
+        !self.are_interfaces_stale && !self.are_nodes_stale && !self.are_ports_stale
     }
 
     fn is_checked(&self, name: &InterfaceName) -> bool {
@@ -85,7 +110,7 @@ impl KnownFacts {
 impl GraphThread {
     /// Tells the applier what the layout depends on, when that has changed.
     pub(super) fn tell_facts(&mut self) {
-        let mut is_changed = false;
+        let mut is_changed = std::mem::take(&mut self.facts.are_ports_stale);
         if std::mem::take(&mut self.facts.are_nodes_stale) {
             is_changed |= self.gather_node_addresses();
         }
@@ -136,6 +161,7 @@ impl GraphThread {
             },
             node_addresses: Arc::clone(&known.facts.node_addresses),
             audited: known.facts.audited.clone(),
+            overlay_ports: known.facts.overlay_ports.clone(),
         };
         let is_changed = facts != known.facts;
         self.facts.facts = facts;

@@ -26,10 +26,14 @@ use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
 use super::link::LinkControl;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
+use super::obstacles::Lookout;
 use super::publishing::Publishing;
 use super::report::{Commits, Problem};
 use super::snapshots::Snapshots;
 use super::start_code::StartCode;
+use super::surroundings::Known;
+use super::unannounced::Unannounced;
+use super::warnings::Warned;
 use crate::applier::{Applied, ApplierHandle, Drift};
 use crate::layout::Enforcement;
 use crate::snapshot::Snapshot;
@@ -57,6 +61,7 @@ pub(super) struct GraphParts {
     pub(super) cni: Cni,
     pub(super) snapshots: Snapshots,
     pub(super) publishing: Publishing,
+    pub(super) lookout: Lookout,
     pub(super) beat: Beat,
 }
 
@@ -90,6 +95,10 @@ pub(super) struct GraphThread {
     provisional: Option<String>,
     /// For whom enforcement is open for a while.
     pub(super) bypassing: Bypassing,
+    /// What others set up on this node.
+    pub(super) surroundings: Known,
+    pub(super) unannounced: Unannounced,
+    pub(super) warned: Warned,
     /// Whether it was said that no object speaks of this node.
     pub(super) is_stranger: bool,
     verify_at: Instant,
@@ -112,6 +121,11 @@ impl Gate {
 impl GraphThread {
     pub(super) fn new(config: &Config, parts: GraphParts, now: Instant) -> Self {
         let events = parts.publishing.events(&config.node);
+        let mut unannounced = Unannounced::default();
+        // An earlier run heard of these.
+        for kept in parts.cni.claims.kept() {
+            unannounced.announce(&kept.claim.pod);
+        }
         Self {
             node: config.node.clone(),
             verify_interval: config.verify_interval(),
@@ -136,6 +150,9 @@ impl GraphThread {
             is_in_sync: false,
             provisional: None,
             bypassing: Bypassing::open(&config.state_directory, now),
+            surroundings: Known::default(),
+            unannounced,
+            warned: Warned::default(),
             is_stranger: false,
             verify_at: now + config.verify_interval(),
             start_code: StartCode::default(),
@@ -251,6 +268,7 @@ impl GraphThread {
             }
             Event::Cni(request) => self.take_cni(request),
             Event::Bypass(request) => self.take_bypass(request),
+            Event::Surroundings(seen) => self.take_surroundings(*seen),
             Event::Ask(question) => self.answer(question),
             Event::End => return Ok(true),
         }
@@ -316,6 +334,9 @@ impl GraphThread {
         }
         self.settle_claims();
         if let Some(host) = host {
+            if self.host.addresses != host.addresses {
+                self.parts.lookout.look();
+            }
             self.facts.note_host(&self.host, &host);
             self.host = host;
         }
@@ -479,6 +500,7 @@ impl GraphThread {
             self.publish(now);
             self.expire_claims(now);
             self.tick_bypasses(now);
+            self.tick_warnings(now);
             let is_enforcing = self.is_in_sync && self.last_commit.is_some();
             self.start_code.tick(is_enforcing, now);
         }

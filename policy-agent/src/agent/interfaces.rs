@@ -22,6 +22,8 @@ pub(super) struct HostFacts {
     pub(super) pod_ports: BTreeSet<InterfaceName>,
     /// Pod interfaces that are ports of no bridge.
     pub(super) routed: BTreeSet<InterfaceName>,
+    /// What sources contradict each other about, in words.
+    pub(super) conflicts: Vec<String>,
 }
 
 /// A pod bridge that exists.
@@ -177,6 +179,13 @@ impl InterfaceView {
             bridges: bridges.collect(),
             pod_ports: pod_ports.collect(),
             routed: self.routed(),
+            conflicts: self
+                .merger
+                .view()
+                .conflicts
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
         }
     }
 
@@ -335,6 +344,7 @@ mod tests {
                 }],
                 pod_ports: [name("veth7")].into(),
                 routed: [name("cali8")].into(),
+                conflicts: Vec::new(),
             })
         );
         assert_eq!(change.at, at);

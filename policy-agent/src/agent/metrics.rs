@@ -108,6 +108,7 @@ pub(super) struct Metrics {
     cni_claims: Gauge,
     cni_waiting: Gauge,
     problems: Family<KindLabel, Gauge>,
+    warnings: Family<KindLabel, Gauge>,
     malformed: Family<KindLabel, Counter>,
     expired: Family<KindLabel, Counter>,
 }
@@ -142,6 +143,7 @@ impl Metrics {
             cni_claims: Gauge::default(),
             cni_waiting: Gauge::default(),
             problems: Family::default(),
+            warnings: Family::default(),
             malformed: Family::default(),
             expired: Family::default(),
         };
@@ -162,6 +164,7 @@ impl Metrics {
         registry.register("graph_classes", "Classes of peers in use", self.classes.clone());
         registry.register("cni_claims", "Pods that have addresses from the CNI plugin and not yet from the source", self.cni_claims.clone());
         registry.register("cni_waiting", "Pods that are held back until their policy is in force", self.cni_waiting.clone());
+        registry.register("agent_warnings", "What holds and hardly is meant, by kind", self.warnings.clone());
         registry.register("source_problems", "Objects with faults, by kind", self.problems.clone());
         registry.register("source_malformed_objects", "Versions of objects from the API server that could not be understood, by kind", self.malformed.clone());
         registry.register("source_expired_watches", "Watches that the API server could not go on with (410), by kind; a list followed each", self.expired.clone());
@@ -248,6 +251,12 @@ impl Metrics {
     pub(super) fn endpoints(&self, state: &'static str) -> u64 {
         let gauge = self.endpoints.get_or_create(&StateLabel { state });
         u64::try_from(gauge.get()).unwrap_or_default()
+    }
+
+    pub(super) fn set_warnings(&self, kind: &'static str, count: usize) {
+        self.warnings
+            .get_or_create(&KindLabel { kind })
+            .set(gauge(count));
     }
 
     /// Sets the counts of all kinds; kinds without problems are set to zero by the caller.

@@ -40,8 +40,11 @@ mod snapshots;
 mod source;
 mod start_code;
 pub mod state;
+mod surroundings;
 mod thread;
+mod unannounced;
 mod views;
+mod warnings;
 
 use std::future::Future;
 use std::io;
@@ -69,7 +72,7 @@ use self::link::{LinkControl, LinkParts, LinkThread, chain};
 use self::metrics::Metrics;
 use self::monitor::MonitorThread;
 use self::nflog::NflogThread;
-use self::obstacles::ObstacleThread;
+use self::obstacles::{Lookout, ObstacleThread};
 use self::publishing::Publishing;
 use self::server::{Served, Server};
 use self::snapshots::Snapshots;
@@ -228,6 +231,7 @@ impl Agent {
         let monitored = opened.port.filter(|_| !opened.options.table_flags.owner);
         let (applier, applier_thread) =
             start_applier(config, opened, &sender, health.beat("applier"))?;
+        let (lookout, wakeups) = Lookout::new();
         let parts = GraphParts {
             receiver,
             applier: applier.clone(),
@@ -245,6 +249,7 @@ impl Agent {
             ),
             snapshots,
             publishing,
+            lookout: lookout.clone(),
             beat: health.beat("graph"),
         };
         let graph = GraphThread::new(config, parts, health.now);
@@ -273,11 +278,7 @@ impl Agent {
                 sender.clone(),
             )?,
             control,
-            obstacles: ObstacleThread::start(
-                config.cni_config_directory.clone(),
-                clear,
-                sender.clone(),
-            )?,
+            obstacles: ObstacleThread::start(config, clear, (lookout, wakeups), sender.clone())?,
             nflog: NflogThread::start(config.nflog_group, sender.clone())?,
             monitor: monitor(monitored, &sender)?,
             source: source

@@ -34,6 +34,12 @@ pub struct Status {
     /// For whom enforcement is open for a while.
     #[serde(default)]
     pub bypasses: Vec<Bypass>,
+    /// What Flannel set up on this node, where it shows.
+    #[serde(default)]
+    pub flannel: Option<Flannel>,
+    /// UDP ports of nodes to which pods may not send, since packets are unpacked there.
+    #[serde(default)]
+    pub overlay_ports: Vec<u16>,
     /// Whether the source has been read whole and can still be read.
     pub in_sync: bool,
     /// The kernel's side.
@@ -61,6 +67,45 @@ pub struct Status {
     pub publishing: Vec<Published>,
     /// Memory of the agent.
     pub memory: Memory,
+}
+
+/// Answer of `/flannel`: what Flannel set up on this node, as far as it shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flannel {
+    /// With what it writes its rules: `iptables` or `nftables`; nothing before it runs.
+    pub rules: Option<String>,
+    /// How packets go from node to node: `vxlan`, `host-gw`, ...
+    pub backend: Option<String>,
+    /// Largest packet of this node's pods.
+    pub mtu: Option<u32>,
+    /// Networks of all pods.
+    pub networks: Vec<String>,
+    /// Networks of this node's pods.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+    /// Whether it masquerades what leaves the pods' networks.
+    pub masquerades: Option<bool>,
+    /// Its tunnels' ends on this node.
+    pub tunnels: Vec<Tunnel>,
+    /// What contradicts itself, in words.
+    pub contradictions: Vec<String>,
+}
+
+/// The end of a tunnel on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tunnel {
+    /// Name of the device.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: Option<String>,
+    /// Its largest packet.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// UDP port at which it listens, where the kernel tells one.
+    pub udp_port: Option<u16>,
 }
 
 /// Something for which enforcement is open for a while.

@@ -161,6 +161,7 @@ fn control(sender: Sender) -> Router {
         .route("/policies", get(|State(to)| ask(to, Question::Policies)))
         .route("/classes", get(|State(to)| ask(to, Question::Classes)))
         .route("/denied", get(|State(to)| ask(to, Question::Denied)))
+        .route("/flannel", get(|State(to)| ask(to, Question::Flannel)))
         .route("/bypasses", get(|State(to)| ask(to, Question::Bypasses)))
         .with_state(sender.clone())
         .merge(super::bypass_server::routes(sender.clone()))

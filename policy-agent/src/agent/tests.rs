@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::mpsc::SyncSender;
 
+use flannel_adapter::Link;
+use flannel_adapter::here::Here;
+use flannel_adapter::subnet_env::SubnetEnv;
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 use towpath_core::model::{
@@ -17,7 +20,9 @@ use towpath_dataplane::nft::{Backend, FakeKernel, Operation, SetKey, Transaction
 
 use super::event::{Question, SourceChange};
 use super::interfaces::{HostFacts, InterfaceChange};
+use super::obstacles::Lookout;
 use super::report::Status;
+use super::surroundings::{Chain, Surroundings};
 use super::*;
 use crate::layout::{IpVersion, LayoutOptions, SetId, TableId, VerdictMap};
 
@@ -64,6 +69,7 @@ fn start() -> Running {
         cni: Cni::new(&config.node, ClaimStore::new(state.path()), now),
         snapshots: Snapshots::default(),
         publishing: Publishing::default(),
+        lookout: Lookout::new().0,
         beat: liveness.add("graph", DEADLINE, now),
     };
     let graph = GraphThread::new(&config, parts, now);
@@ -295,6 +301,55 @@ fn pod_networks_of_the_node_are_told_to_the_watch_of_interfaces() {
             is_woken: true
         }
     );
+    running.end().unwrap();
+}
+
+#[test]
+fn what_others_set_up_is_told_and_its_ports_are_closed() {
+    let running = start();
+    running.tell_source(source(), Ok(()));
+    running.tell_interfaces(interface());
+    let before = running.settled(0);
+    assert_eq!(before.overlay_ports, [8472]);
+    assert_eq!(before.flannel, None);
+
+    let mut seen = Surroundings::default();
+    let subnet = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.9.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    let here = Here {
+        is_there: true,
+        subnet_env: Some(SubnetEnv::parse("subnet.env", subnet).value),
+        links: vec![Link {
+            name: "flannel.1".into(),
+            mtu: 1450,
+            mac: None,
+            addresses: Vec::new(),
+            udp_port: Some(8473),
+        }],
+        ..Here::default()
+    };
+    let chain = Chain {
+        is_installed: true,
+        fault: Some("the copy is out of date".to_owned()),
+    };
+    seen.see(Ok(here), Ok(chain));
+    running.tell(Event::Surroundings(Box::new(seen)));
+    let after = running.until("the port", |status| status.overlay_ports == [8473]);
+
+    let flannel = after.flannel.unwrap();
+    assert_eq!(flannel.backend.as_deref(), Some("vxlan"));
+    let warnings = running
+        .until("the contradiction", |status| status.warnings.len() == 2)
+        .warnings;
+    assert!(warnings[0].contains("10.244.9.0/24"), "{warnings:?}");
+    assert!(
+        warnings[1].contains("the copy is out of date"),
+        "{warnings:?}"
+    );
+    let deadline = Instant::now() + PATIENCE;
+    while !running.kernel.dump().unwrap().contains("th dport 8473") {
+        assert!(Instant::now() < deadline, "the port is never closed");
+        std::thread::yield_now();
+    }
     running.end().unwrap();
 }
 

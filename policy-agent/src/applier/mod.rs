@@ -225,6 +225,12 @@ impl Applier {
             self.options.routed_pods = true;
             self.must_replace = true;
         }
+        if let Some(ports) = &self.facts.overlay_ports
+            && self.options.overlay_ports != *ports
+        {
+            self.options.overlay_ports.clone_from(ports);
+            self.must_replace = true;
+        }
     }
 
     /// One attempt at one batch, or more while they succeed.

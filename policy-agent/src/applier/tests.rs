@@ -393,6 +393,44 @@ fn sources_of_routed_pods_are_checked_once_there_is_one() {
     assert!(applier.verify().unwrap().is_none());
 }
 
+#[test]
+fn ports_of_the_overlay_replace_the_tables_once_they_are_others() {
+    let kernel = FakeKernel::new();
+    let mut applier = applier(&kernel);
+    let with_ports = |ports: &[u16]| Backlog {
+        facts: Some(NodeFacts {
+            overlay_ports: Some(ports.iter().copied().collect()),
+            ..NodeFacts::default()
+        }),
+        ..Backlog::default()
+    };
+    let closed = |kernel: &FakeKernel| -> Vec<u16> {
+        let text = kernel.dump().unwrap();
+        [8472, 8473]
+            .into_iter()
+            .filter(|port| text.contains(&format!("th dport {port} jump encapsulation")))
+            .collect()
+    };
+    // Before the first change nothing is made.
+    applier.enqueue(with_ports(&[8472]));
+    settle(&mut applier).unwrap();
+    assert_eq!(kernel.committed().len(), 0);
+    applier.enqueue(change_with_peer(1));
+    settle(&mut applier).unwrap();
+    assert_eq!(closed(&kernel), [8472]);
+    let commits = kernel.committed().len();
+
+    applier.enqueue(with_ports(&[8472]));
+    settle(&mut applier).unwrap();
+    assert_eq!(kernel.committed().len(), commits);
+    applier.enqueue(with_ports(&[8473]));
+    settle(&mut applier).unwrap();
+
+    assert_eq!(closed(&kernel), [8473]);
+    assert_eq!(kernel.committed().len(), commits + 1);
+    assert!(applier.verify().unwrap().is_none());
+}
+
 fn change_with_peer(generation: u64) -> Backlog {
     change(generation, vec![phase_with_peer()])
 }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, Output};
 use super::{OutputArguments, SocketArguments, client};
-use crate::agent::report::{Class, Denied, Endpoint, EndpointState, Policy};
+use crate::agent::report::{Class, Denied, Endpoint, EndpointState, Flannel, Policy, Tunnel};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct GetArguments {
@@ -30,6 +30,8 @@ enum What {
     Classes,
     /// The last denied flows, with what decided.
     Denied,
+    /// What Flannel set up on this node.
+    Flannel,
 }
 
 /// Addresses of a class that a table shows.
@@ -43,6 +45,10 @@ pub(super) fn run(arguments: &GetArguments) -> Result<Exit, CommandError> {
         What::Policies => policies(&client::get::<Vec<_>>(socket, "/policies")?, &mut output)?,
         What::Classes => classes(&client::get::<Vec<_>>(socket, "/classes")?, &mut output)?,
         What::Denied => denied(&client::get::<Vec<_>>(socket, "/denied")?, &mut output)?,
+        What::Flannel => flannel(
+            client::get::<Option<_>>(socket, "/flannel")?.as_ref(),
+            &mut output,
+        )?,
     }
     output.flush()?;
     Ok(Exit::Done)
@@ -193,10 +199,126 @@ fn denied(denied: &[Denied], output: &mut Output) -> Result<(), CommandError> {
     )?)
 }
 
+fn flannel(flannel: Option<&Flannel>, output: &mut Output) -> Result<(), CommandError> {
+    if output.format() != Format::Table {
+        return Ok(output.value(&flannel)?);
+    }
+    let Some(flannel) = flannel else {
+        return Ok(output.line("no sign of Flannel on this node")?);
+    };
+    output.table_of_pairs(&flannel_pairs(flannel))?;
+    if !flannel.contradictions.is_empty() {
+        output.heading("CONTRADICTIONS")?;
+        for text in &flannel.contradictions {
+            output.line(&format!("  {text}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What Flannel set up, a line each.
+fn flannel_pairs(flannel: &Flannel) -> Vec<(&'static str, Cell)> {
+    let unknown = || "unknown".to_owned();
+    let masquerades = flannel
+        .masquerades
+        .map(|is_so| if is_so { "yes" } else { "no" });
+    let mut pairs = vec![
+        (
+            "backend",
+            flannel.backend.clone().unwrap_or_else(unknown).into(),
+        ),
+        (
+            "rules",
+            flannel.rules.clone().unwrap_or_else(unknown).into(),
+        ),
+        (
+            "MTU",
+            flannel
+                .mtu
+                .map_or_else(unknown, |mtu| mtu.to_string())
+                .into(),
+        ),
+        ("networks", joined(&flannel.networks).into()),
+        ("pods here", joined(&flannel.pod_cidrs).into()),
+        ("masquerades", masquerades.unwrap_or("unknown").into()),
+    ];
+    let tunnels = flannel.tunnels.iter();
+    pairs.extend(tunnels.map(|tunnel| ("tunnel", tunnel_text(tunnel).into())));
+    pairs
+}
+
+/// The end of a tunnel, on one line.
+fn tunnel_text(tunnel: &Tunnel) -> String {
+    let mut words = vec![tunnel.name.clone()];
+    words.extend(tunnel.mac.clone());
+    words.extend(tunnel.addresses.iter().map(ToString::to_string));
+    words.extend(tunnel.udp_port.map(|port| format!("port {port}/udp")));
+    words.push(format!("MTU {}", tunnel.mtu));
+    words.join(" ")
+}
+
+/// What Flannel set up, on one line for the status.
+pub(super) fn flannel_line(flannel: &Flannel) -> String {
+    let mut parts = vec![
+        flannel
+            .backend
+            .clone()
+            .unwrap_or_else(|| "backend unknown".to_owned()),
+    ];
+    parts.extend(
+        flannel
+            .rules
+            .as_ref()
+            .map(|rules| format!("rules in {rules}")),
+    );
+    parts.extend(flannel.mtu.map(|mtu| format!("MTU {mtu}")));
+    if !flannel.pod_cidrs.is_empty() {
+        parts.push(format!("pods {}", joined(&flannel.pod_cidrs)));
+    }
+    parts.extend(flannel.tunnels.iter().map(tunnel_text));
+    if !flannel.contradictions.is_empty() {
+        parts.push(format!(
+            "{} contradictions, see WARNINGS",
+            flannel.contradictions.len()
+        ));
+    }
+    parts.join("; ")
+}
+
 fn joined<T: ToString>(items: &[T]) -> String {
     items
         .iter()
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flannel_is_one_line_of_what_is_known() {
+        let known = Flannel {
+            rules: Some("nftables".to_owned()),
+            backend: Some("vxlan".to_owned()),
+            mtu: Some(1450),
+            pod_cidrs: vec!["10.244.1.0/24".to_owned(), "fd00:1::/64".to_owned()],
+            tunnels: vec![Tunnel {
+                name: "flannel.1".to_owned(),
+                mac: Some("02:00:00:00:00:01".to_owned()),
+                mtu: 1450,
+                addresses: vec![[10, 244, 1, 0].into()],
+                udp_port: Some(8472),
+            }],
+            ..Flannel::default()
+        };
+
+        assert_eq!(
+            flannel_line(&known),
+            "vxlan; rules in nftables; MTU 1450; pods 10.244.1.0/24,fd00:1::/64; \
+             flannel.1 02:00:00:00:00:01 10.244.1.0 port 8472/udp MTU 1450"
+        );
+        assert_eq!(flannel_line(&Flannel::default()), "backend unknown");
+    }
 }

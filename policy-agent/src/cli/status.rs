@@ -145,6 +145,14 @@ fn pairs(status: &Status) -> Vec<(&'static str, Cell)> {
         };
         pairs.push(("bridge", format!("{} {filtered}", bridge.name).into()));
     }
+    if let Some(flannel) = &status.flannel {
+        pairs.push(("flannel", super::get::flannel_line(flannel).into()));
+    }
+    let ports: Vec<String> = status.overlay_ports.iter().map(u16::to_string).collect();
+    if !ports.is_empty() {
+        let text = format!("{}/udp of nodes closed to pods", ports.join(","));
+        pairs.push(("overlay", text.into()));
+    }
     let denied: Vec<String> = status
         .denied
         .iter()

@@ -173,14 +173,22 @@ fn from_pod(options: &LayoutOptions) -> Vec<Rule> {
     rules
 }
 
-/// Packets that carry others: by their protocol, or by the overlay's port.
-fn encapsulated(options: &LayoutOptions) -> [RuleBuilder; 2] {
-    [
-        RuleBuilder::new().one_of(Field::L4Proto, &numbers(&TUNNELS)),
-        RuleBuilder::new()
-            .is(Field::L4Proto, Value::U8(UDP))
-            .is(Field::DestinationPort, Value::U16(options.overlay_port)),
-    ]
+/// Packets that carry others: by their protocol, or by the overlay's ports.
+fn encapsulated(options: &LayoutOptions) -> impl Iterator<Item = RuleBuilder> {
+    let udp = || RuleBuilder::new().is(Field::L4Proto, Value::U8(UDP));
+    let ports: Vec<Value> = options
+        .overlay_ports
+        .iter()
+        .copied()
+        .map(Value::U16)
+        .collect();
+    let by_port = match ports.as_slice() {
+        [] => None,
+        [only] => Some(udp().is(Field::DestinationPort, only.clone())),
+        several => Some(udp().one_of(Field::DestinationPort, several)),
+    };
+    let by_protocol = RuleBuilder::new().one_of(Field::L4Proto, &numbers(&TUNNELS));
+    std::iter::once(by_protocol).chain(by_port)
 }
 
 /// Judges the destination: the ingress side.

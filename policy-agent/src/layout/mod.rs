@@ -42,6 +42,9 @@ pub use set::{Capacities, IpVersion, SetId, VerdictMap};
 pub(crate) use inet::goto_denied;
 pub(crate) use rule::RuleBuilder;
 
+/// UDP port of the overlay as long as nobody knows a better one: that of VXLAN in Linux, and of Flannel's.
+pub(crate) const DEFAULT_OVERLAY_PORT: u16 = 8472;
+
 /// Whether what is denied is dropped.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
@@ -62,8 +65,8 @@ pub struct LayoutOptions {
     pub table_flags: TableFlags,
     /// Protocols whose ports conntrack does not know: judged packet by packet, apart from replies.
     pub stateless_protocols: BTreeSet<u8>,
-    /// UDP port of the overlay (8472 is Flannel's vxlan): pods may not send to it on a node.
-    pub overlay_port: u16,
+    /// UDP ports of the overlay (8472 is Flannel's vxlan): pods may not send to them on a node.
+    pub overlay_ports: BTreeSet<u16>,
     /// NFLOG group of dropped packets.
     pub log_group: u16,
     /// Logged packets per second and reason.
@@ -84,7 +87,7 @@ impl Default for LayoutOptions {
         Self {
             table_flags: TableFlags::default(),
             stateless_protocols: BTreeSet::new(),
-            overlay_port: 8472,
+            overlay_ports: [DEFAULT_OVERLAY_PORT].into(),
             log_group: 100,
             log_rate: 100,
             log_burst: 100,
@@ -110,6 +113,9 @@ pub struct NodeFacts {
     pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// Addresses of endpoints of this node that are audited: what policy denies them passes.
     pub audited: BTreeSet<IpAddr>,
+    /// UDP ports of the overlay in place of those of [`LayoutOptions::overlay_ports`], once they are known. A change
+    /// replaces the tables.
+    pub overlay_ports: Option<BTreeSet<u16>>,
 }
 
 impl NodeFacts {

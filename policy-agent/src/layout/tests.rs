@@ -22,7 +22,7 @@ fn options_change_few_lines() {
             persist: true,
         },
         stateless_protocols: BTreeSet::from([132]),
-        overlay_port: 4789,
+        overlay_ports: [4789, 8473].into(),
         log_group: 7,
         log_rate: 1,
         log_burst: 2,
@@ -39,6 +39,24 @@ fn options_change_few_lines() {
         .filter(|line| !plain.contains(line))
         .collect();
     insta::assert_snapshot!(new.join("\n"));
+}
+
+#[test]
+fn without_an_overlay_over_udp_no_port_is_closed() {
+    let options = LayoutOptions {
+        overlay_ports: BTreeSet::new(),
+        ..LayoutOptions::default()
+    };
+
+    let (plain, bare) = (text(&LayoutOptions::default()), text(&options));
+
+    let bare: BTreeSet<&str> = bare.lines().collect();
+    let missing: Vec<&str> = plain.lines().filter(|line| !bare.contains(line)).collect();
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    assert!(
+        missing.iter().all(|line| line.contains("th dport 8472")),
+        "{missing:?}"
+    );
 }
 
 #[test]

@@ -79,6 +79,7 @@ impl FactSets {
             pod_ports,
             node_addresses,
             audited,
+            overlay_ports: _,
         } = &self.facts;
         let interfaces = pod_interfaces.iter().map(pod_interface);
         interfaces
@@ -131,6 +132,7 @@ impl FactSets {
             pod_ports,
             node_addresses,
             audited,
+            overlay_ports: _,
         } = new;
         let routed = (&old.routed_interfaces, routed_interfaces);
         differ(

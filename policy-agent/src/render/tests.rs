@@ -222,6 +222,7 @@ pub(crate) fn facts() -> impl Strategy<Value = NodeFacts> {
                     pod_ports: names(pod_ports),
                     node_addresses: Arc::new(node_addresses),
                     audited,
+                    overlay_ports: None,
                 }
             },
         )
@@ -552,6 +553,7 @@ fn a_small_world_as_text() {
         pod_ports: ["veth1".parse().unwrap()].into(),
         node_addresses: Arc::new([ip("192.0.2.1"), ip("10.244.1.1")].into()),
         audited: [ip("10.244.1.3")].into(),
+        overlay_ports: None,
     };
 
     let text = render_text(&tables, &facts, &LayoutOptions::default()).unwrap();

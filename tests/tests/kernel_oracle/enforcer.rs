@@ -217,5 +217,6 @@ fn facts(cluster: &Cluster) -> NodeFacts {
         pod_ports: Fabric::pod_ports().map(name).collect(),
         node_addresses: Arc::new(nodes.flat_map(|node| node.addresses.clone()).collect()),
         audited: BTreeSet::new(),
+        overlay_ports: None,
     }
 }

@@ -14,7 +14,7 @@ mod world;
 
 use std::process::Command;
 
-use policy_agent::layout::{LayoutOptions, TableId};
+use policy_agent::layout::{LayoutOptions, NodeFacts, TableId};
 use policy_agent::render;
 use towpath_tests::netns::isolated;
 use towpath_tests::netns::run;
@@ -24,8 +24,8 @@ use node::{Case, Fate, Node};
 use towpath_tests::frame::{ethernet, icmpv6, ipv4};
 use world::{
     A, A6, ALL_HOSTS, B, B6, BRIDGE_MAC, EVERYBODY, FOREIGN, FOREIGN_MAC, MAC_A, MAC_B, MAC_OPEN,
-    MAC_R, MARK, NODE, NODE6, OPEN, OUTSIDE, R, STRANGER, icmp_echo, icmp_unreachable, ip, ip6,
-    packet, tcp, udp, udp6, with_priority,
+    MAC_R, MARK, NODE, NODE6, OPEN, OUTSIDE, R, STRANGER, facts, icmp_echo, icmp_unreachable, ip,
+    ip6, packet, tables, tcp, udp, udp6, with_priority,
 };
 
 const POLICY: Fate = Fate::Dropped(TableId::Inet, "policy");
@@ -337,6 +337,43 @@ fn neighbour_discovery_passes_on_its_link_and_is_judged_elsewhere() {
             "out",
             solicitation(FOREIGN_MAC, BRIDGE_MAC, "2001:db8::9"),
             POLICY,
+        ),
+    ]);
+}
+
+#[test]
+fn ports_of_the_overlay_are_those_that_are_known() {
+    require!("layout", Root, Nft, BridgeNetfilter, Ipv6);
+    let facts = NodeFacts {
+        overlay_ports: Some([4789, 8473].into()),
+        ..facts()
+    };
+    let node = Node::start_as(LayoutOptions::default(), facts, tables()).unwrap();
+
+    node.check(&[
+        case(
+            "one, to this node",
+            "pa",
+            udp(MAC_A, BRIDGE_MAC, A, NODE, 4789),
+            ENCAPSULATION,
+        ),
+        case(
+            "the other, to another node",
+            "pa",
+            udp(MAC_A, BRIDGE_MAC, A, OUTSIDE, 8473),
+            ENCAPSULATION,
+        ),
+        case(
+            "v6",
+            "pa",
+            udp6(MAC_A, BRIDGE_MAC, A6, NODE6, 8473),
+            ENCAPSULATION,
+        ),
+        case(
+            "the usual one",
+            "pa",
+            udp(MAC_A, BRIDGE_MAC, A, NODE, 8472),
+            Fate::Input,
         ),
     ]);
 }

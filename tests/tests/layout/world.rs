@@ -94,6 +94,7 @@ pub(crate) fn facts() -> NodeFacts {
             .into(),
         node_addresses: Arc::new([NODE.into(), ip6(NODE6).into(), OUTSIDE.into()].into()),
         audited: BTreeSet::new(),
+        overlay_ports: None,
     }
 }
 

@@ -176,6 +176,11 @@ impl fmt::Display for InstallationFault {
     }
 }
 
+/// Whether a state directory notes an installation.
+pub(crate) fn is_installed(state: &Path) -> Result<bool, InstallError> {
+    Ok(read_record(state)?.is_some())
+}
+
 /// What is wrong with the installation that a state directory notes, if there is one: others may have changed what it is
 /// beside or made of since. Nothing is changed here.
 pub(crate) fn fault(state: &Path) -> Result<Option<InstallationFault>, InstallError> {

@@ -9,9 +9,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 pub use self::install::InstallationFault;
-pub(crate) use self::install::fault;
 pub(super) use self::install::{InstallError, remove};
 use self::install::{Installation, Method, Step};
+pub(crate) use self::install::{fault, is_installed};
 use super::OutputArguments;
 use super::error::{CommandError, Exit};
 use super::output::Output;
