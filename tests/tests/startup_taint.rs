@@ -15,7 +15,7 @@ use towpath_tests::{program, require};
 
 const TAINT: &str = "towpath.io/not-ready";
 /// The agent looks for obstacles every ten seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const NODE: &str = "/api/v1/nodes/node-a";
 
 fn lab() -> Lab {
@@ -24,7 +24,7 @@ fn lab() -> Lab {
         kubernetes: Some(KubernetesConfig::default()),
         ..LabConfig::default()
     })
-    .unwrap()
+    .expect("the lab does it")
 }
 
 fn options() -> AgentOptions {
@@ -41,7 +41,7 @@ fn taint(key: &str) -> Value {
 /// Puts exactly these taints on node-a.
 fn set_taints(api: &Api, taints: &[Value]) {
     api.merge(NODE, &json!({ "spec": { "taints": taints } }))
-        .unwrap();
+        .expect("the lab does it");
 }
 
 fn taints(api: &Api) -> Result<Vec<String>> {
@@ -53,13 +53,13 @@ fn taints(api: &Api) -> Result<Vec<String>> {
 
 fn wait_taints(api: &Api, wanted: &[&str]) {
     let what = format!("taints {wanted:?}");
-    until(&what, PATIENCE, || Ok(taints(api)? == wanted)).unwrap();
+    until(&what, PATIENCE, || Ok(taints(api)? == wanted)).expect("the lab does it");
 }
 
 fn grant(api: &Api) {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac-taint.yaml");
-    api.apply(&std::fs::read_to_string(manifest).unwrap())
-        .unwrap();
+    api.apply(&std::fs::read_to_string(manifest).expect("the lab does it"))
+        .expect("the lab does it");
 }
 
 /// What `towpath status` says of the startup taint: how it does, and why.

@@ -7,6 +7,7 @@
 pub mod arguments;
 mod bypass;
 mod client;
+mod cluster_status;
 pub mod cni;
 mod completions;
 mod doctor;

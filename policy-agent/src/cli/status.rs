@@ -3,15 +3,22 @@
 use clap::Args;
 use towpath_api::Place;
 
+use super::arguments::SourceLocation;
 use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, Output};
-use super::{OutputArguments, SocketArguments, client};
+use super::{OutputArguments, SocketArguments, client, cluster_status};
 use crate::agent::report::{Problem, Published, Status};
 use crate::layout::Enforcement;
 use crate::publish::standing::Standing;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct StatusArguments {
+    /// What every node of the cluster enforces, from the objects that the agents write there; asks no agent.
+    #[arg(long)]
+    cluster: bool,
+    /// With --cluster: kubernetes:KUBECONFIG, or kubernetes inside of a cluster.
+    #[arg(long, requires = "cluster", default_value = "kubernetes")]
+    source: SourceLocation,
     #[command(flatten)]
     socket: SocketArguments,
     #[command(flatten)]
@@ -20,6 +27,9 @@ pub(super) struct StatusArguments {
 
 /// Exit status 1 when the node does not enforce.
 pub(super) fn run(arguments: &StatusArguments) -> Result<Exit, CommandError> {
+    if arguments.cluster {
+        return cluster_status::run(&arguments.source, arguments.output.format);
+    }
     let status: Status = client::get(&arguments.socket.socket, "/status")?;
     let mut output = Output::stdout(arguments.output.format);
     print(&status, &mut output)?;

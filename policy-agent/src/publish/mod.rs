@@ -31,7 +31,7 @@ use self::metrics::Metrics;
 use self::node_status::{NodeReport, StatusWriter};
 use self::standing::{Feature, Standings, Teller};
 use self::taint::{StartupTaint, TaintRemover};
-pub(crate) use self::time::to_second;
+pub(crate) use self::time::{to_second, to_seconds};
 use crate::source::kubernetes::{Connection, OwnNodeWatch};
 
 /// Denied flows that wait to be told; what comes on top is counted and forgotten.

@@ -20,6 +20,12 @@ pub(super) fn to_microsecond(time: SystemTime) -> String {
     format!("{}.{micros:06}Z", whole.trim_end_matches('Z'))
 }
 
+/// Seconds since 1970 of such a text.
+pub(crate) fn to_seconds(text: &str) -> Option<u64> {
+    let time: Timestamp = text.parse().ok()?;
+    u64::try_from(time.as_second()).ok()
+}
+
 fn since_1970(time: SystemTime) -> Duration {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
@@ -34,6 +40,8 @@ mod tests {
         let time = SystemTime::UNIX_EPOCH + Duration::from_micros(1_800_000_000_000_042);
 
         assert_eq!(to_second(time), "2027-01-15T08:00:00Z");
+        assert_eq!(to_seconds(&to_second(time)), Some(1_800_000_000));
+        assert_eq!(to_seconds("yesterday"), None);
         assert_eq!(to_microsecond(time), "2027-01-15T08:00:00.000042Z");
     }
 }

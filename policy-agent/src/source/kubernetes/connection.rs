@@ -547,7 +547,7 @@ fn right(resource: Resource) -> String {
 }
 
 /// Percent-encodes what is not plain.
-fn encode(text: &str) -> String {
+pub(super) fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {

@@ -13,6 +13,7 @@ mod connection;
 mod faults;
 mod follow;
 mod item;
+mod nodes;
 mod own_node;
 mod resource;
 mod stream;
@@ -42,6 +43,7 @@ pub use self::connection::ConnectError;
 use self::connection::Timing;
 pub(crate) use self::connection::{Connection, Failure};
 use self::follow::{Follower, Heard};
+pub(crate) use self::nodes::NodesSeen;
 pub(crate) use self::own_node::{OwnNode, OwnNodeWatch};
 use self::resource::Resource;
 use self::world::{Input, Page, Read, Step, World};
@@ -198,10 +200,7 @@ async fn list_once(
                 world.take(Input::Missing(resource));
                 return Ok(());
             }
-            Err(failure @ Failure::Refused { .. }) => {
-                return Err(LoadError::Refused(failure.to_string()));
-            }
-            Err(failure) => return Err(LoadError::Failed(failure.to_string())),
+            Err(failure) => return Err(failure.into()),
         };
         next = listed.next;
         let page = Page {
