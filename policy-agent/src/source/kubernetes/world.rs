@@ -452,7 +452,10 @@ impl World {
                 self.waiting.insert(name, Waiting { since, object });
             }
             PodPlace::In { is_let_in } => {
-                self.waiting.remove(&name);
+                // A policy may have the name of a pod that waits.
+                if resource == Resource::Pod {
+                    self.waiting.remove(&name);
+                }
                 self.put(resource, &name, object, is_let_in);
             }
         }
@@ -502,7 +505,8 @@ impl World {
         self.count_malformed(resource);
         let standing = self.standing(resource, name);
         // Of a pod that waits a good version is known too, which stays as it is.
-        let has_good = matches!(standing, Standing::Good { .. }) || self.waiting.contains_key(name);
+        let waits = resource == Resource::Pod && self.waiting.contains_key(name);
+        let has_good = matches!(standing, Standing::Good { .. }) || waits;
         if let Decision::StandIn(policy) = decide(has_good, &bad)
             && let Some(ObjectKey::Policy(id)) = resource.key(name)
         {

@@ -129,7 +129,8 @@ struct Walk {
 }
 
 const PODS: [&str; 3] = ["shop/a", "shop/b", "other/a"];
-const POLICIES: [&str; 3] = ["shop/x", "shop/y", "other/x"];
+/// Some have the name of a pod.
+const POLICIES: [&str; 3] = ["shop/a", "shop/y", "other/a"];
 
 impl Walk {
     fn new() -> Self {
@@ -543,4 +544,44 @@ fn a_source_is_not_in_sync_before_pods_that_run_are_let_in() {
     assert!(world.state().is_in_sync());
     let has_pod = |update: &Update| matches!(update, Update::Upsert(Object::Endpoint(_)));
     assert!(late.updates.iter().any(has_pod), "{:?}", late.updates);
+}
+
+/// A policy may have the name of a pod, and be good or bad: neither takes the other's place.
+#[test]
+fn a_policy_with_the_name_of_a_waiting_pod_takes_nothing_from_it() {
+    let good = policy(1);
+    let bad = json!({ "metadata": { "uid": "p" }, "spec": { "podSelector": 7 } });
+    for object in [good, bad] {
+        let mut server = Server::default();
+        server.write((Resource::Namespace, "a".to_owned()), Some(namespace(1)));
+        let starting = pod(1, Some(NODE), "Pending");
+        server.write((Resource::Pod, "a/web".to_owned()), Some(starting));
+        server.write((Resource::NetworkPolicy, "a/web".to_owned()), Some(object));
+        let mut world = World::new(Some(NODE.into()));
+        for resource in Resource::ALL {
+            let page = Page {
+                version: server.now(),
+                items: server.items(resource, server.now(), None),
+                unnamed: Vec::new(),
+                is_first: true,
+                is_last: true,
+            };
+            world.take(Input::Page(resource, page));
+        }
+
+        let updates = world.step().updates;
+
+        let has = |wanted: fn(&Object) -> bool| {
+            let mut updates = updates.iter();
+            updates.any(|update| matches!(update, Update::Upsert(object) if wanted(object)))
+        };
+        assert!(
+            has(|object| matches!(object, Object::Endpoint(_))),
+            "{updates:?}"
+        );
+        assert!(
+            has(|object| matches!(object, Object::Policy(_))),
+            "{updates:?}"
+        );
+    }
 }
