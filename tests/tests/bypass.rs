@@ -57,6 +57,16 @@ impl<'a> Glass<'a> {
         )?)
     }
 
+    /// All that the doctor finds.
+    fn doctor(&self) -> anyhow::Result<String> {
+        let mut command = Command::new(towpath_tests::program::towpath()?);
+        command
+            .args(["doctor", "-o", "json", "--node", "node-b"])
+            .args(&self.place);
+        let output = self.node.namespace.output(&mut command)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     fn on(&self, scope: &str, time: &str) -> anyhow::Result<Value> {
         self.run(&format!("on {scope} --for {time} --reason drill --yes"))
     }
@@ -150,8 +160,14 @@ fn without_an_agent_the_kernel_opens_and_closes_by_itself() {
 
     assert_eq!(opened["outcome"], "inForce", "{opened}");
     stage.hold(db_is_open).unwrap();
+    let doctor = glass.doctor().unwrap();
+    assert!(
+        doctor.contains("enforcement is open for pod shop/db"),
+        "{doctor}"
+    );
     glass.run("off").unwrap();
     stage.hold(closed).unwrap();
+    assert!(!glass.doctor().unwrap().contains("enforcement is open"));
 
     glass.on("--node", "3s").unwrap();
     stage.settle(all_of_node_b_is_open).unwrap();

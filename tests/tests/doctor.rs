@@ -14,6 +14,7 @@ use towpath_tests::cni::PluginSet;
 use towpath_tests::lab::{Lab, LabConfig, Node, PodSpec};
 use towpath_tests::program;
 use towpath_tests::require;
+use towpath_tests::wait::{PATIENCE, until_some};
 
 const CONFLIST: &str = r#"{"cniVersion": "0.3.1", "name": "cbr0", "plugins": [
     {"type": "flannel", "delegate": {"bridge": "cni0"}}, {"type": "portmap"}]}"#;
@@ -86,6 +87,17 @@ impl<'a> Patient<'a> {
         Ok((found.collect(), output.status.code().unwrap_or(-1)))
     }
 
+    /// What the agent lists.
+    fn get(&self, what: &str) -> Result<Value> {
+        let mut command = Command::new(program::towpath()?);
+        command
+            .args(["get", what, "-o", "json", "--socket"])
+            .arg(self.path("towpath.sock"));
+        Ok(serde_json::from_str(
+            &self.node.namespace.run(&mut command)?,
+        )?)
+    }
+
     fn run(&self, words: &str) -> Result<()> {
         let mut words = words.split(' ');
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -141,8 +153,28 @@ fn a_node_of_a_real_cluster_is_good_until_it_is_not() {
     lab.write_namespace("shop", &[]).unwrap();
     lab.add_pod(PodSpec::new("node-a", "shop", "web")).unwrap();
     let patient = Patient::beside_flanneld(&lab).unwrap();
-    let mut agent = Agent::start(&lab, "node-a", &AgentOptions::default()).unwrap();
+    let options = AgentOptions {
+        configuration: Some(format!(
+            "flannelSubnetEnv: {}\ncniConfigDirectory: {}\n",
+            patient.path("subnet.env").display(),
+            patient.path("net.d").display()
+        )),
+        ..AgentOptions::default()
+    };
+    let mut agent = Agent::start(&lab, "node-a", &options).unwrap();
     agent.wait_ready().unwrap();
+
+    // What the agent tells is what the real flanneld set up.
+    let flannel = until_some("Flannel", PATIENCE, || {
+        let flannel = patient.get("flannel")?;
+        Ok((!flannel.is_null()).then_some(flannel))
+    })
+    .unwrap();
+    let own = lab.node("node-a").unwrap().pod_cidrs[0].to_string();
+    assert_eq!(flannel["backend"], "vxlan", "{flannel}");
+    assert_eq!(flannel["podCIDRs"], json!([own]), "{flannel}");
+    assert_eq!(flannel["tunnels"][0]["udpPort"], 8472, "{flannel}");
+    assert_eq!(flannel["contradictions"], json!([]), "{flannel}");
 
     assert_eq!(patient.faults().unwrap(), (vec![], 0));
     let (all, _) = patient.findings().unwrap();

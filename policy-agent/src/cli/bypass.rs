@@ -3,7 +3,9 @@
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -23,6 +25,13 @@ use crate::agent::config::DEFAULT_STATE_DIRECTORY;
 use crate::agent::report::Bypass;
 use crate::agent::state::StateDirectory;
 use crate::applier::{self, BypassOutcome};
+
+/// Where the system's log listens.
+const SYSTEM_LOG: &str = "/dev/log";
+/// A log that takes longer is not waited for.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
+/// Its priority: severity 4 of facility 3 (RFC 5424, section 6.2.1).
+const WARNING_OF_DAEMON: u8 = 3 * 8 + 4;
 
 #[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -248,11 +257,14 @@ fn change_alone(wish: &Wish, place: &Place) -> Result<BypassAnswer, CommandError
     let outcome = applier::bypass(&mut backend, &bypasses.bypassed(&book))?;
     if outcome == BypassOutcome::OldTables {
         bypasses = Bypasses::default();
-    } else if let Err(error) = bypasses.store(directory) {
-        remarks.push(format!(
-            "it could not be noted in {}, so an agent that starts closes it: {error}",
-            directory.display()
-        ));
+    } else {
+        remarks.extend(log_alone(Path::new(SYSTEM_LOG), wish, &closed).err());
+        remarks.extend(bypasses.store(directory).err().map(|error| {
+            format!(
+                "it could not be noted in {}, so an agent that starts closes it: {error}",
+                directory.display()
+            )
+        }));
     }
     Ok(BypassAnswer {
         outcome,
@@ -260,6 +272,36 @@ fn change_alone(wish: &Wish, place: &Place) -> Result<BypassAnswer, CommandError
         closed: closed.into_iter().map(|bypass| bypass.scope).collect(),
         remarks,
     })
+}
+
+/// Tells the system's log, since no agent does. The error is a remark.
+fn log_alone(log: &Path, wish: &Wish, closed: &[bypass::Bypass]) -> Result<(), String> {
+    let lines: Vec<String> = match wish {
+        Wish::Open(Opening {
+            scope,
+            seconds,
+            reason,
+        }) => vec![format!(
+            "bypass begins: what policy denies {scope} passes for {seconds} s: {reason}"
+        )],
+        Wish::Close(_) => closed
+            .iter()
+            .map(|bypass| {
+                format!(
+                    "bypass ends: policy is in force again for {}: {}",
+                    bypass.scope, bypass.reason
+                )
+            })
+            .collect(),
+    };
+    let told = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_write_timeout(Some(LOG_PATIENCE))?;
+        lines.iter().try_for_each(|line| {
+            let text = format!("<{WARNING_OF_DAEMON}>towpath[{}]: {line}", process::id());
+            socket.send_to(text.as_bytes(), log).map(drop)
+        })
+    });
+    told.map_err(|error| format!("it could not be logged in {}: {error}", log.display()))
 }
 
 fn read_book(place: &Place, remarks: &mut Vec<String>) -> Book {
@@ -420,6 +462,48 @@ mod tests {
         ] {
             assert_eq!(seconds(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn without_an_agent_the_systems_log_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let wish = Wish::Open(Opening {
+            scope: BypassScope::Node,
+            seconds: 90,
+            reason: "drill".to_owned(),
+        });
+        assert!(log_alone(&path, &wish, &[]).is_err());
+        let log = UnixDatagram::bind(&path).unwrap();
+        let heard = || {
+            let mut line = [0; 256];
+            let length = log.recv(&mut line).unwrap();
+            String::from_utf8_lossy(&line[..length]).into_owned()
+        };
+
+        log_alone(&path, &wish, &[]).unwrap();
+        let ended = bypass::Bypass {
+            scope: BypassScope::Node,
+            reason: "drill".to_owned(),
+            begun: 0,
+            until: 90,
+        };
+        let begun = heard();
+        log_alone(&path, &Wish::Close(None), &[ended]).unwrap();
+
+        let id = process::id();
+        assert_eq!(
+            begun,
+            format!(
+                "<28>towpath[{id}]: bypass begins: what policy denies this node passes for 90 s: drill"
+            )
+        );
+        assert_eq!(
+            heard(),
+            format!(
+                "<28>towpath[{id}]: bypass ends: policy is in force again for this node: drill"
+            )
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use towpath_core::model::MacAddress;
 use towpath_dataplane::link::BridgeSettings;
 use towpath_dataplane::nft::SurveyedTable;
 
-use crate::agent::report::Status;
+use crate::agent::report::{Bypass, Status};
 use crate::cli::cni::InstallationFault;
 
 /// Something that was looked at, or why it could not be.
@@ -168,4 +168,6 @@ pub struct State {
     pub has_enforced: bool,
     /// Seconds since the newest file was written.
     pub seconds_ago: Option<u64>,
+    /// For whom enforcement is open for a while, as it was noted.
+    pub bypasses: Vec<Bypass>,
 }

@@ -12,6 +12,8 @@ use towpath_dataplane::nft::{SurveyedChain, SurveyedHook, SurveyedTable};
 
 use super::facts::{Cni, Facts, Flannel, LinkFacts, Look, Settings, State, Tables};
 use super::{Finding, Severity, examine};
+use crate::agent::bypass::BypassScope;
+use crate::agent::report::Bypass;
 use crate::cli::cni::InstallationFault;
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
@@ -518,6 +520,7 @@ fn what_an_agent_left_is_told_apart() {
             folder: "/var/lib/towpath".to_owned(),
             has_enforced,
             seconds_ago: Some(7_300),
+            bypasses: Vec::new(),
         }))
     };
     let with = |has_tables: bool, has_enforced: bool, is_chained: bool| {
@@ -541,4 +544,34 @@ fn what_an_agent_left_is_told_apart() {
     let leftover = [serious("agent"), ("leftovers", Severity::Warning)];
     assert_eq!(with(true, false, false), leftover);
     assert_eq!(with(false, false, true), [serious("leftovers")]);
+}
+
+#[test]
+fn what_was_opened_without_an_agent_is_told_while_there_are_tables() {
+    let open = Bypass {
+        scope: BypassScope::Node,
+        reason: "drill".to_owned(),
+        begun: 1_000,
+        until: 1_900,
+        seconds_left: 600,
+        addresses: Vec::new(),
+    };
+    let with = |has_tables: bool| {
+        after(|facts| {
+            facts.state = Look::Seen(Some(State {
+                has_enforced: true,
+                bypasses: vec![open.clone()],
+                ..State::default()
+            }));
+            if let (true, Look::Seen(tables)) = (has_tables, &mut facts.tables) {
+                tables
+                    .tables
+                    .push(table("inet", "towpath", vec![chain("forward", false)]));
+            }
+        })
+    };
+
+    let serious = ("agent", Severity::Serious);
+    assert_eq!(with(true), [serious, ("agent", Severity::Warning)]);
+    assert_eq!(with(false), [serious]);
 }

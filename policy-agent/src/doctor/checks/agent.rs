@@ -2,7 +2,7 @@
 
 use super::super::facts::{Facts, State};
 use super::super::{RIGHTS, Said, Severity};
-use crate::agent::report::Status;
+use crate::agent::report::{Bypass, Status};
 use crate::layout::{Enforcement, TableId};
 
 const START: &str = "start the agent of this node, or remove what it left with `towpath uninstall`";
@@ -30,6 +30,7 @@ fn own_tables(facts: &Facts) -> Option<(bool, Option<u32>)> {
 /// 2. Tables that a socket owns have an agent, which serves another socket.
 /// 3. Tables without an agent stay as they are: what is new is closed, what changes is not seen.
 /// 4. Without tables, a marker on disk says that policy was in force once.
+/// 5. Tables without an agent may have been opened for a while.
 pub(super) fn agent(facts: &Facts) -> Vec<Said> {
     let status = match &facts.agent {
         super::super::Look::Seen(status) => status,
@@ -41,6 +42,15 @@ pub(super) fn agent(facts: &Facts) -> Vec<Said> {
         return of_status(status);
     }
     let state = facts.state.get().and_then(Option::as_ref);
+    let mut said = without_agent(facts, state);
+    if own_tables(facts).is_some_and(|(has_tables, _)| has_tables) {
+        let noted = state.iter().flat_map(|state| &state.bypasses);
+        said.extend(noted.map(bypassed));
+    }
+    said
+}
+
+fn without_agent(facts: &Facts, state: Option<&State>) -> Vec<Said> {
     match own_tables(facts) {
         None => Said::unseen("no agent answers, and tables cannot be listed", RIGHTS),
         Some((true, Some(owner))) => vec![Said::new(
@@ -92,6 +102,21 @@ fn span(seconds: u64) -> String {
     }
 }
 
+/// Enforcement is open for a while.
+fn bypassed(bypass: &Bypass) -> Said {
+    Said::new(
+        Severity::Warning,
+        format!(
+            "enforcement is open for {}, for another {}: {}",
+            bypass.scope,
+            span(bypass.seconds_left),
+            bypass.reason
+        ),
+        "what policy denies there is counted, and passes",
+        "it ends by itself; `towpath bypass off` ends it now",
+    )
+}
+
 fn of_status(status: &Status) -> Vec<Said> {
     let mut said: Vec<Said> = status
         .awaited
@@ -116,19 +141,7 @@ fn of_status(status: &Status) -> Vec<Said> {
             "set `enforcement: enforce` once `towpath get denied` shows nothing that must pass",
         ));
     }
-    said.extend(status.bypasses.iter().map(|bypass| {
-        Said::new(
-            Severity::Warning,
-            format!(
-                "enforcement is open for {}, for another {}: {}",
-                bypass.scope,
-                span(bypass.seconds_left),
-                bypass.reason
-            ),
-            "what policy denies there is counted and logged, and passes",
-            "it ends by itself; `towpath bypass off` ends it now",
-        )
-    }));
+    said.extend(status.bypasses.iter().map(bypassed));
     if let Some(error) = &status.commits.error {
         let times = status.commits.failed_in_a_row;
         said.push(Said::new(

@@ -22,7 +22,8 @@ use towpath_dataplane::link::{
 use towpath_dataplane::nft::{FORWARD_HOOK, SurveyedTable, survey_rules, survey_tables};
 
 use super::facts::{Cni, Facts, Flannel, LinkFacts, Look, Settings, State, Tables};
-use crate::agent::report::Status;
+use crate::agent::bypass::{self, Bypasses, Clock};
+use crate::agent::report::{Bypass, Status};
 use crate::applier::MARKER;
 use crate::cli::arguments::SourceLocation;
 
@@ -408,6 +409,13 @@ fn state(folder: &Path) -> Look<Option<State>> {
             return Look::Unseen(format!("cannot read {}: {error}", folder.display()));
         }
     };
+    let bypasses = match bypasses(folder) {
+        Ok(bypasses) => bypasses,
+        Err(error) => {
+            let folder = folder.display();
+            return Look::Unseen(format!("cannot read what is bypassed in {folder}: {error}"));
+        }
+    };
     let newest = entries
         .flatten()
         .filter_map(|entry| entry.metadata().ok()?.modified().ok())
@@ -417,5 +425,13 @@ fn state(folder: &Path) -> Look<Option<State>> {
         folder: folder.display().to_string(),
         has_enforced: folder.join(MARKER).exists(),
         seconds_ago: ago.map(|ago| ago.as_secs()),
+        bypasses,
     }))
+}
+
+fn bypasses(folder: &Path) -> std::io::Result<Vec<Bypass>> {
+    let clock = Clock::read();
+    let mut bypasses = Bypasses::load(folder, clock)?;
+    bypasses.expire(clock.now);
+    Ok(bypasses.report(&bypass::load_book(folder)?, clock.now))
 }
