@@ -334,7 +334,7 @@ impl GraphThread {
         }
         self.settle_claims();
         if let Some(host) = host {
-            if self.host.addresses != host.addresses {
+            if self.host.has_other_addresses(&host) {
                 self.parts.lookout.look();
             }
             self.facts.note_host(&self.host, &host);

@@ -26,6 +26,20 @@ pub(super) struct HostFacts {
     pub(super) conflicts: Vec<String>,
 }
 
+impl HostFacts {
+    /// Whether one has addresses that the other has not, apart from link-local ones: every pod's interface has such.
+    pub(super) fn has_other_addresses(&self, other: &Self) -> bool {
+        !self.lasting_addresses().eq(other.lasting_addresses())
+    }
+
+    fn lasting_addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.addresses.iter().filter(|address| match address {
+            IpAddr::V4(address) => !address.is_link_local(),
+            IpAddr::V6(address) => !address.is_unicast_link_local(),
+        })
+    }
+}
+
 /// A pod bridge that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BridgeFacts {
@@ -348,6 +362,22 @@ mod tests {
             })
         );
         assert_eq!(change.at, at);
+    }
+
+    #[test]
+    fn addresses_that_every_interface_has_are_no_others() {
+        let host = |texts: &[&str]| HostFacts {
+            addresses: texts.iter().map(|text| text.parse().unwrap()).collect(),
+            ..HostFacts::default()
+        };
+        let one = host(&["10.244.1.1", "fd00::1", "fe80::1"]);
+
+        let with_a_pod = host(&["10.244.1.1", "fd00::1", "fe80::1", "fe80::2", "169.254.1.1"]);
+        let with_a_tunnel = host(&["10.244.1.0", "10.244.1.1", "fd00::1", "fe80::1"]);
+
+        assert!(!one.has_other_addresses(&with_a_pod));
+        assert!(one.has_other_addresses(&with_a_tunnel));
+        assert!(with_a_tunnel.has_other_addresses(&one));
     }
 
     #[test]
