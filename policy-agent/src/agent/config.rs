@@ -564,6 +564,21 @@ mod tests {
     }
 
     #[test]
+    fn what_an_api_server_is_to_be_told_needs_one() {
+        let told = "node: here\nstartupTaint: towpath.io/not-ready:NoSchedule\nnodeStatus: true\n";
+
+        let error = load(&format!("{told}source: file:/a"), &[], Flags::default()).unwrap_err();
+        let config = load(&format!("{told}source: kubernetes"), &[], Flags::default()).unwrap();
+
+        let faults = error.faults.kept().iter();
+        let places: Vec<&str> = faults.map(|fault| fault.place.as_str()).collect();
+        assert_eq!(places, ["startupTaint", "nodeStatus"]);
+        assert!(config.node_status && config.startup_taint.is_some());
+        let bad = format!("{told}source: kubernetes").replace("NoSchedule", "Never");
+        assert!(load(&bad, &[], Flags::default()).is_err());
+    }
+
+    #[test]
     fn every_field_has_a_key_and_every_key_a_field() {
         let fields = serde_json::to_value(Config::default()).unwrap();
 
