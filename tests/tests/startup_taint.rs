@@ -218,6 +218,17 @@ fn without_the_right_the_node_enforces_and_says_what_to_do() {
     // A new agent asks at once.
     agent.kill().unwrap();
     grant(&api);
-    let _agent = Agent::start(&lab, "node-a", &options()).unwrap();
+    let mut agent = Agent::start(&lab, "node-a", &options()).unwrap();
     wait_taints(&api, &[]);
+    agent.wait_ready().unwrap();
+
+    // Whoever puts it on nodes goes on to do so.
+    let mut uninstall = agent.uninstaller().unwrap();
+    assert!(agent.terminate().unwrap().success());
+    let node = lab.node("node-a").unwrap();
+    let told = node.namespace.run(&mut uninstall).unwrap();
+    assert!(
+        told.contains(&format!("startup taint {TAINT}:NoSchedule")),
+        "{told}"
+    );
 }

@@ -133,8 +133,16 @@ impl EventWriter {
                     self.teller.failed(&failure, "");
                     let is_refused = matches!(failure, Failure::Refused { .. });
                     sleep(if is_refused { LOOK_AGAIN } else { wait }).await;
+                    self.drop_old();
                 }
             }
+        }
+    }
+
+    /// Forgets what has waited meanwhile: an Event has the time at which it is written.
+    fn drop_old(&mut self) {
+        while self.notes.try_recv().is_ok() {
+            self.teller.metrics.events_suppressed.inc();
         }
     }
 

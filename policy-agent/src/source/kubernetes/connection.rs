@@ -14,11 +14,11 @@ use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tower::{BoxError, ServiceBuilder};
 
-use super::item::{Item, name};
+use super::item::Item;
+use super::line::read_event;
 use super::own_node::OwnNodeWatch;
 use super::resource::Resource;
 use super::stream::{Lines, List, OBJECT_BYTES, StreamError};
@@ -474,68 +474,6 @@ fn client(config: &Config, timing: Timing) -> Result<Client, kube::Error> {
         .map_err(BoxError::from)
         .service(transport);
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
-}
-
-/// An event, and the object in it as it came.
-fn read_event(resource: Resource, line: &[u8]) -> Result<(Event, &RawValue), Failure> {
-    #[derive(Deserialize)]
-    struct Line<'a> {
-        r#type: &'a str,
-        #[serde(borrow)]
-        object: &'a RawValue,
-    }
-    #[derive(Deserialize)]
-    struct Status {
-        #[serde(default)]
-        code: u16,
-        #[serde(default)]
-        message: String,
-    }
-    #[derive(Deserialize)]
-    struct Bookmark {
-        metadata: BookmarkMetadata,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct BookmarkMetadata {
-        resource_version: String,
-    }
-
-    let broken = |error: serde_json::Error| {
-        Failure::Body(format!("an event of {}: {error}", resource.plural()))
-    };
-    let unnamed = |reason| Failure::Body(format!("an event of {}: {reason}", resource.plural()));
-    let line: Line<'_> = serde_json::from_slice(line).map_err(broken)?;
-    let object = line.object.get().as_bytes();
-    let event = match line.r#type {
-        "ADDED" | "MODIFIED" => Event::There(Item::read(resource, object).map_err(unnamed)?),
-        "DELETED" => {
-            let header = towpath_api::read_header(resource.kind(), object).map_err(unnamed)?;
-            Event::Gone {
-                name: name(&header),
-                version: header.version,
-            }
-        }
-        "BOOKMARK" => {
-            let bookmark: Bookmark = serde_json::from_slice(object).map_err(broken)?;
-            let version = bookmark.metadata.resource_version.parse();
-            let version = version.map_err(|_| unnamed("a bookmark without a number".to_owned()))?;
-            Event::Bookmark(version)
-        }
-        "ERROR" => {
-            let Status { code, message } = serde_json::from_slice(object).map_err(broken)?;
-            return Err(match code {
-                410 => Failure::Gone,
-                code => Failure::Status {
-                    code,
-                    message,
-                    retry_after: None,
-                },
-            });
-        }
-        other => return Err(unnamed(format!("the type {other:?} is unknown"))),
-    };
-    Ok((event, line.object))
 }
 
 /// A kind as a `ClusterRole` names it.

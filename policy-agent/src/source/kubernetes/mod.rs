@@ -13,6 +13,7 @@ mod connection;
 mod faults;
 mod follow;
 mod item;
+mod line;
 mod nodes;
 mod own_node;
 mod resource;
