@@ -136,3 +136,18 @@ pub fn allow_http(namespace: &str, to: &str, from: &str) -> String {
                ports: [{{protocol: TCP, port: 80}}]\n"
     )
 }
+
+/// Pods of one application may connect to those of another in another namespace, on one TCP port, and nowhere else.
+pub fn egress_to(namespace: &str, from: &str, other: &str, to: &str, port: u16) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\n\
+         kind: NetworkPolicy\n\
+         metadata: {{name: {from}-to-{to}, namespace: {namespace}}}\n\
+         spec:\n  \
+           podSelector: {{matchLabels: {{app: {from}}}}}\n  \
+           policyTypes: [Egress]\n  \
+           egress:\n    \
+             - to: [{{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {other}}}}}, podSelector: {{matchLabels: {{app: {to}}}}}}}]\n      \
+               ports: [{{protocol: TCP, port: {port}}}]\n"
+    )
+}

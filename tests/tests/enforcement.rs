@@ -1,13 +1,17 @@
 //! The agent's main job on real packets: what policy forbids does not pass, what it allows does.
 
 use std::net::Ipv4Addr;
+use std::process::Command;
 
+use towpath_tests::agent::AgentOptions;
 use towpath_tests::frame::{self, Capture};
-use towpath_tests::lab::{Backend, LabConfig};
+use towpath_tests::lab::{Backend, LabConfig, Server};
 use towpath_tests::matrix::Flow;
+use towpath_tests::netns::Namespace;
 use towpath_tests::probe::{Outcome, Patience, Target, probe};
 use towpath_tests::require;
-use towpath_tests::stage::{Stage, allow_http, deny_ingress, server};
+use towpath_tests::stage::{SETTLE, Stage, allow_http, deny_ingress, egress_to, server};
+use towpath_tests::wait::until;
 
 /// With [`deny_ingress`] of shop and [`allow_http`] from web to db.
 fn only_web_reaches_db(flow: &Flow<'_>) -> bool {
@@ -199,4 +203,63 @@ fn bad_version_does_not_replace_a_good_one() {
             flow.to.spec.namespace != "shop" || is_allowed
         })
         .unwrap();
+}
+
+/// What `NodeLocal` `DNSCache` does to a node: addresses of its own and of the DNS Service, a server, and no tracking.
+fn start_dns_cache(node: &Namespace) -> anyhow::Result<Server> {
+    node.ip_batch(
+        "link add nodelocaldns type bridge\nlink set nodelocaldns up\n\
+         address add 169.254.20.10/32 dev nodelocaldns\naddress add 10.96.0.10/32 dev nodelocaldns\n",
+    )?;
+    node.run(Command::new("nft").arg(
+        "add table ip raw ; add set ip raw dns { type ipv4_addr ; elements = { 169.254.20.10, 10.96.0.10 } ; } ; \
+         add chain ip raw prerouting { type filter hook prerouting priority -300 ; } ; \
+         add rule ip raw prerouting ip daddr @dns th dport 53 notrack ; \
+         add chain ip raw output { type filter hook output priority -300 ; } ; \
+         add rule ip raw output ip saddr @dns th sport 53 notrack",
+    ))?;
+    Server::start(node, "cache", &["--tcp", "53"])
+}
+
+#[test]
+fn a_dns_cache_of_the_node_is_judged_as_the_pods_it_stands_for() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let mut stage = Stage::new(&LabConfig::default()).unwrap();
+    let node = stage.lab.node("node-a").unwrap();
+    let _cache = start_dns_cache(&node.namespace).unwrap();
+    let targets = [
+        Target::tcp(Ipv4Addr::new(169, 254, 20, 10), 53),
+        Target::tcp(Ipv4Addr::new(10, 96, 0, 10), 53),
+        // The same server at an address that stands for nobody.
+        Target::tcp(node.addresses[0], 53),
+    ];
+    stage.lab.write_namespace("dns", &[]).unwrap();
+    stage
+        .write("egress", &egress_to("shop", "web", "dns", "kube-dns", 53))
+        .unwrap();
+    let options = AgentOptions {
+        configuration: Some(
+            "localServices:\n- addresses: [169.254.20.10, 10.96.0.10]\n  namespace: dns\n  labels: { app: kube-dns }\n"
+                .to_owned(),
+        ),
+        ..AgentOptions::default()
+    };
+    stage.start_agents(&options).unwrap();
+    let reached = |stage: &Stage, pod: &str| -> Vec<bool> {
+        let pod = stage.lab.pod(pod).unwrap();
+        let outcomes = probe(&pod.namespace, &targets, Patience::default()).unwrap();
+        outcomes.iter().map(Outcome::passed).collect()
+    };
+
+    assert_eq!(reached(&stage, "shop/web"), [true, true, false]);
+    assert_eq!(reached(&stage, "shop/api"), [true, true, true]);
+
+    stage
+        .write("egress", &egress_to("shop", "web", "dns", "others", 53))
+        .unwrap();
+    until("the cache closed", SETTLE, || {
+        Ok(reached(&stage, "shop/web") == [false, false, false])
+    })
+    .unwrap();
+    assert_eq!(reached(&stage, "shop/api"), [true, true, true]);
 }

@@ -157,6 +157,7 @@ impl Identity {
                 let kind = match kind {
                     EndpointKind::Pod => Kind::Pod,
                     EndpointKind::WorkloadEndpoint => Kind::WorkloadEndpoint,
+                    EndpointKind::LocalService => return None,
                 };
                 (kind, Some(namespace.clone()), name)
             }

@@ -11,6 +11,7 @@ use towpath_runtime::config::{ConfigError, Fault, Setting, layer, put};
 use towpath_runtime::http::parse_listen_address;
 use towpath_runtime::logs::LogFormat;
 
+use super::local_services::{self, LocalService};
 use crate::cli::arguments::SourceLocation;
 use crate::layout::Enforcement;
 use crate::publish::taint::StartupTaint;
@@ -84,6 +85,8 @@ pub struct Config {
     pub enforcement: Enforcement,
     /// Nodes that only count and log, whatever `enforcement` says.
     pub audit_nodes: Vec<String>,
+    /// Addresses of the node that stand for the pods of a Service, as those of a DNS cache do.
+    pub local_services: Vec<LocalService>,
     /// Namespaces whose pods on this node are only counted and logged. Only here, never in a manifest.
     pub audit_namespaces: Vec<String>,
     /// Taint that is taken from this node's object once the node is ready; none unless asked for.
@@ -126,6 +129,7 @@ impl Default for Config {
             enforcement: Enforcement::default(),
             audit_nodes: Vec::new(),
             audit_namespaces: Vec::new(),
+            local_services: Vec::new(),
             startup_taint: None,
             node_status: false,
             node_status_interval_seconds: 10,
@@ -286,6 +290,11 @@ const SETTINGS: &[Setting<Config>] = &[
         set: |c, v| texts(v).map(|names| c.audit_namespaces = names),
     },
     Setting {
+        key: "localServices",
+        variable: "TOWPATH_LOCAL_SERVICES",
+        set: |c, v| local_services::parse(v).map(|services| c.local_services = services),
+    },
+    Setting {
         key: "startupTaint",
         variable: "TOWPATH_STARTUP_TAINT",
         set: |c, v| taint(v).map(|taint| c.startup_taint = taint),
@@ -331,6 +340,21 @@ impl Config {
         if !faults.is_file_unread {
             faults.extend(config.missing());
         }
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError { faults })
+        }
+    }
+
+    /// What a file says over the defaults, for commands that are no agent: neither variables nor what is missing count.
+    ///
+    /// # Errors
+    ///
+    /// All faults of the file.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        let faults = layer(&mut config, SETTINGS, Some(file), |_| None);
         if faults.is_empty() {
             Ok(config)
         } else {

@@ -25,6 +25,7 @@ use super::foreign_ports::ForeignPorts;
 use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
 use super::link::LinkControl;
+use super::local_services;
 use super::metrics::{CommitResult, Metrics, Teller, gauge};
 use super::obstacles::Lookout;
 use super::publishing::Publishing;
@@ -120,6 +121,8 @@ impl Gate {
 
 impl GraphThread {
     pub(super) fn new(config: &Config, parts: GraphParts, now: Instant) -> Self {
+        let mut graph = CalcGraph::new(config.node.as_str());
+        local_services::updates(&config.local_services).for_each(|update| graph.apply(&update));
         let events = parts.publishing.events(&config.node);
         let mut unannounced = Unannounced::default();
         // An earlier run heard of these.
@@ -133,7 +136,7 @@ impl GraphThread {
             facts: KnownFacts::new(config),
             refused: BTreeSet::new(),
             parts,
-            graph: CalcGraph::new(config.node.as_str()),
+            graph,
             started: now,
             gate: Gate::default(),
             unflushed: Vec::new(),

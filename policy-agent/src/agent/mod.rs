@@ -29,6 +29,7 @@ mod interfaces;
 mod kept_results;
 mod latency;
 mod link;
+pub mod local_services;
 mod metrics;
 mod monitor;
 mod nflog;

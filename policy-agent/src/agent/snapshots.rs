@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use rustc_hash::FxHashSet;
-use towpath_core::model::{Cluster, ObjectKey, Update};
+use towpath_core::model::{Cluster, EndpointKind, ObjectKey, Update};
 use towpath_dataplane::nft::Backend;
 use tracing::{info, warn};
 
@@ -92,6 +92,7 @@ impl Snapshots {
         let endpoints = known
             .endpoints
             .values()
+            .filter(|endpoint| endpoint.id.kind != EndpointKind::LocalService)
             .map(|endpoint| ObjectKey::Endpoint(endpoint.id.clone()));
         let stale = namespaces
             .chain(nodes)

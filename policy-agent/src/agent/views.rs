@@ -264,6 +264,7 @@ fn kind(kind: EndpointKind) -> &'static str {
     match kind {
         EndpointKind::Pod => "Pod",
         EndpointKind::WorkloadEndpoint => "WorkloadEndpoint",
+        EndpointKind::LocalService => "LocalService",
     }
 }
 

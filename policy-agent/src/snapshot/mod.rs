@@ -15,7 +15,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use towpath_core::model::{Cluster, Object};
+use towpath_core::model::{Cluster, EndpointKind, Object};
 use towpath_runtime::file;
 
 pub use writer::SnapshotWriter;
@@ -145,11 +145,16 @@ fn write(file: &mut impl Write, node: &str, cluster: &Cluster, written_at: u64) 
         policies,
         interfaces: _,
     } = cluster;
+    // What the node's configuration adds is read from there again.
+    let told = || {
+        let endpoints = endpoints.values();
+        endpoints.filter(|endpoint| endpoint.id.kind != EndpointKind::LocalService)
+    };
     let header = Header {
         version: VERSION,
         node: node.to_owned(),
         written_at,
-        objects: namespaces.len() + nodes.len() + endpoints.len() + policies.len(),
+        objects: namespaces.len() + nodes.len() + told().count() + policies.len(),
     };
     serde_json::to_writer(&mut *file, &header)?;
     file.write_all(b"\n")?;
@@ -166,7 +171,7 @@ fn write(file: &mut impl Write, node: &str, cluster: &Cluster, written_at: u64) 
     for policy in policies.values() {
         line(Object::Policy(policy.clone()))?;
     }
-    for endpoint in endpoints.values() {
+    for endpoint in told() {
         let mut endpoint = endpoint.clone();
         if endpoint.node.as_deref() == Some(node) && !endpoint.host_network {
             endpoint.addresses.clear();

@@ -98,6 +98,7 @@ impl SnapshotWriter {
     }
 }
 
+/// What the source has told, without what this node knows by itself.
 fn without_interfaces(cluster: &Cluster) -> Cluster {
     Cluster {
         namespaces: cluster.namespaces.clone(),

@@ -22,7 +22,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 pub use node::Node;
-pub use pod::{Pod, PodPort, PodSpec};
+pub use pod::{Pod, PodPort, PodSpec, Server};
 
 use crate::addresses::Addresses;
 use crate::cluster::{Cluster, KubernetesConfig};

@@ -228,21 +228,7 @@ impl Pod {
     }
 
     fn serve(&self, arguments: &[String]) -> Result<Child> {
-        use std::os::unix::process::CommandExt as _;
-        let mut command = Command::new(program::probe()?);
-        command
-            .arg("serve")
-            .args(["--name", &self.id()])
-            .args(arguments);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        // ctrl-C at a terminal is for the run, which then ends its servers in order.
-        command.process_group(0);
-        let mut child = self.namespace.spawn(&mut command)?;
-        crate::wait::first_line(&mut child, &format!("the server of pod {}", self.id()))?;
-        Ok(child)
+        serve(&self.namespace, &self.id(), arguments)
     }
 
     /// The server goes on when this value is dropped.
@@ -283,9 +269,33 @@ fn link(namespace: &Namespace, name: &str) -> Result<Value> {
     found.with_context(|| format!("{} has no link {name}", namespace.name()))
 }
 
+/// Starts a server that says its name, and waits until it listens.
+fn serve(namespace: &Namespace, name: &str, arguments: &[String]) -> Result<Child> {
+    use std::os::unix::process::CommandExt as _;
+    let mut command = Command::new(program::probe()?);
+    command.arg("serve").args(["--name", name]).args(arguments);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // ctrl-C at a terminal is for the run, which then ends its servers in order.
+    command.process_group(0);
+    let mut child = namespace.spawn(&mut command)?;
+    crate::wait::first_line(&mut child, &format!("the server {name}"))?;
+    Ok(child)
+}
+
 /// A server that ends when this value is dropped.
 #[derive(Debug)]
 pub struct Server(Child);
+
+impl Server {
+    /// Starts one at all addresses of a namespace; arguments such as `--tcp 53`.
+    pub fn start(namespace: &Namespace, name: &str, arguments: &[&str]) -> Result<Self> {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        serve(namespace, name, &arguments).map(Self)
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {

@@ -398,7 +398,8 @@ fn endpoints_of<'c>(
     cluster: &'c Cluster,
     namespace: &SmolStr,
 ) -> impl Iterator<Item = &'c Endpoint> + use<'c> {
-    let of = |kind| {
+    let namespace = namespace.clone();
+    let of = move |kind| {
         let first = EndpointId {
             kind,
             namespace: namespace.clone(),
@@ -408,5 +409,5 @@ fn endpoints_of<'c>(
         let rest = cluster.endpoints.range(&first..);
         rest.take_while(move |e| e.id.kind == kind && e.id.namespace == namespace)
     };
-    of(EndpointKind::Pod).chain(of(EndpointKind::WorkloadEndpoint))
+    EndpointKind::ALL.into_iter().flat_map(of)
 }

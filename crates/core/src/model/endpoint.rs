@@ -16,6 +16,13 @@ pub enum EndpointKind {
     Pod,
     /// Our own `WorkloadEndpoint`, for hosts without Kubernetes.
     WorkloadEndpoint,
+    /// Addresses of the node itself that stand for the pods of a Service; never an endpoint of this node.
+    LocalService,
+}
+
+impl EndpointKind {
+    /// All kinds, in order.
+    pub const ALL: [Self; 3] = [Self::Pod, Self::WorkloadEndpoint, Self::LocalService];
 }
 
 /// Identity of an endpoint.

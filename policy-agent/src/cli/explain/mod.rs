@@ -4,6 +4,7 @@ mod record;
 mod text;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::Args;
 use smol_str::SmolStr;
@@ -16,6 +17,8 @@ use super::error::{CommandError, Exit};
 use super::output::{Format, Output};
 use super::placeholder::Placeholders;
 use super::{OutputArguments, remark, world};
+use crate::agent::config::Config;
+use crate::agent::local_services;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct ExplainArguments {
@@ -34,6 +37,9 @@ pub(super) struct ExplainArguments {
     /// What is tried: 80/tcp, a port name of the destination, or a protocol such as icmp.
     #[arg(long)]
     port: Service,
+    /// Configuration of the agents: its localServices count too.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArguments,
 }
@@ -41,6 +47,12 @@ pub(super) struct ExplainArguments {
 /// Exit status 0 whatever the verdict: the question was answered.
 pub(super) fn run(arguments: &ExplainArguments) -> Result<Exit, CommandError> {
     let mut cluster = world::load(&arguments.source)?;
+    if let Some(file) = &arguments.config {
+        let config = Config::read(file)?;
+        for update in local_services::updates(&config.local_services) {
+            cluster.apply(update);
+        }
+    }
     if Placeholders::default().fill(&mut cluster) > 0 {
         remark("towpath: endpoints without an address are judged under addresses of 198.18.0.0/15");
     }
@@ -191,6 +203,7 @@ mod tests {
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
             port: port.parse().unwrap(),
+            config: None,
             output: OutputArguments {
                 format: Format::Table,
             },

@@ -244,7 +244,7 @@ pub(super) fn local_dns(facts: &Facts) -> Vec<Said> {
         Severity::Note,
         what,
         "packets that are not tracked are judged one by one, and answers as well as questions",
-        "let pods reach the cache's addresses, with an ipBlock or with the DNS Service's pods as peers",
+        "say in the agents' configuration for which pods it answers (localServices), or let pods reach its addresses by an ipBlock",
     )]
 }
 
