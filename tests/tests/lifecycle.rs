@@ -5,7 +5,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use towpath_tests::agent::AgentOptions;
+use towpath_tests::agent::{AgentOptions, HEALTH_PORT, http_get};
 use towpath_tests::lab::{LabConfig, Node};
 use towpath_tests::matrix::Flow;
 use towpath_tests::probe::Protocol;
@@ -89,6 +89,30 @@ fn restart_loses_nothing_of_open_connections() {
         assert!(report.sent > 0 && report.error.is_none(), "{report:?}");
         assert_eq!(report.sent, report.received, "{report:?}");
     }
+}
+
+#[test]
+fn an_agent_that_is_stopped_opens_nothing_and_catches_up() {
+    require!("lifecycle", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = restricted().unwrap();
+
+    for agent in &stage.agents {
+        agent.pause().unwrap();
+    }
+    stage.write("other", &deny_ingress("other")).unwrap();
+    stage.remove("allow").unwrap();
+    stage.hold(only_web_reaches_db).unwrap();
+    for node in stage.lab.nodes() {
+        // Whoever asks gets no answer, which is what a probe of a kubelet takes for not ready.
+        assert!(http_get(&node.namespace, HEALTH_PORT, "/readyz").is_err());
+    }
+    for agent in &stage.agents {
+        agent.resume().unwrap();
+    }
+
+    stage
+        .settle(|flow| !["shop", "other"].contains(&flow.to.spec.namespace.as_str()))
+        .unwrap();
 }
 
 #[test]
