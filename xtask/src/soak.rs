@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::cargo::cargo;
+use crate::cargo::{build_programs, cargo};
 use crate::output::{say, warn};
 use crate::setup;
 use crate::test::PROPERTY_SEED;
@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Packets per round for evaluator against kernel
     #[arg(long, default_value_t = 20_000)]
     probes: u64,
+    /// Pods that start per round, without the chained plugin and with it
+    #[arg(long, default_value_t = 1_000)]
+    starts: u64,
     /// Seed of the first round; a fresh one each by default
     #[arg(long)]
     seed: Option<u64>,
@@ -41,7 +44,7 @@ struct Oracle {
     test: &'static str,
 }
 
-const ORACLES: [Oracle; 4] = [
+const ORACLES: [Oracle; 5] = [
     Oracle {
         name: "fake against kernel",
         package: "towpath-dataplane",
@@ -62,11 +65,18 @@ const ORACLES: [Oracle; 4] = [
         package: "towpath-tests",
         test: "kernel_oracle",
     },
+    Oracle {
+        name: "pods that start",
+        package: "towpath-tests",
+        test: "pod_starts",
+    },
 ];
 
 /// Runs rounds until the time is over or one fails.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::try_install();
+    // The lab starts them.
+    build_programs()?;
     let end = Duration::from_secs(arguments.minutes.saturating_mul(60));
     let started = Instant::now();
     let mut rounds = 0;
@@ -102,6 +112,7 @@ fn round(oracle: &Oracle, arguments: &Arguments, seed: u64) -> Result<bool> {
         ("TOWPATH_CASES", arguments.cases),
         ("TOWPATH_WALKS", arguments.walks),
         ("TOWPATH_PROBES", arguments.probes),
+        ("TOWPATH_STARTS", arguments.starts),
         (PROPERTY_SEED, seed),
         ("PROPTEST_CASES", arguments.walks),
     ];
