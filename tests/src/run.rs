@@ -83,7 +83,8 @@ impl Run {
 fn note_prefix(prefix: &str) -> Result<()> {
     if let Some(path) = std::env::var_os(LAB_LOG) {
         let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        writeln!(file, "{prefix}")?;
+        // In one write: test programs that run at the same time append to the same file.
+        file.write_all(format!("{prefix}\n").as_bytes())?;
     }
     Ok(())
 }

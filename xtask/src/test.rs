@@ -120,7 +120,8 @@ fn run_tests(folder: &Path) -> Result<(Counts, bool)> {
 /// keeper may still be at work.
 fn leftovers(folder: &Path) -> Result<Vec<String>> {
     let mut faults = Vec::new();
-    for prefix in read_if_any(&folder.join("labs"))?.lines() {
+    let labs = read_if_any(&folder.join("labs"))?;
+    for prefix in labs.lines().filter(|prefix| !prefix.is_empty()) {
         let gone = until("the end of the labs", PATIENCE, || {
             Ok(netns::list(prefix)?.is_empty())
         });
