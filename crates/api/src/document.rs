@@ -164,14 +164,15 @@ fn is_list(value: &Value<'_>) -> bool {
 
 fn read_list(mut list: Value<'_>, error: Option<&SyntaxError>, documents: &mut Vec<Document>) {
     let mut untold = error;
-    for mut item in take_items(&mut list) {
+    for (index, mut item) in take_items(&mut list).into_iter().enumerate() {
         let error = if item.is_broken { untold.take() } else { None };
-        let outcome = if is_list(&item) {
+        let mut outcome = if is_list(&item) {
             refuse_nested(&item)
         } else {
             inherit_kind(&list, &mut item);
             convert_broken(&item, error)
         };
+        place_in_list(&mut outcome, index);
         documents.push(Document {
             line: item.line,
             outcome,
@@ -179,6 +180,21 @@ fn read_list(mut list: Value<'_>, error: Option<&SyntaxError>, documents: &mut V
     }
     if let Some(error) = untold {
         documents.push(unreadable(error));
+    }
+}
+
+/// Faults of an item name their field from the top of the document, as the user sees it.
+fn place_in_list(outcome: &mut Outcome, index: usize) {
+    let faults = match outcome {
+        Outcome::Object { remarks, .. } | Outcome::Ignored { remarks, .. } => remarks,
+        Outcome::Bad(bad) => &mut bad.faults,
+    };
+    for Fault { path, .. } in faults {
+        let separator = match path.chars().next() {
+            None | Some('[') => "",
+            Some(_) => ".",
+        };
+        *path = format!("items[{index}]{separator}{path}");
     }
 }
 

@@ -107,6 +107,8 @@ pub struct Identity {
     pub namespace: Option<SmolStr>,
     /// Its name; `None` when unknown.
     pub name: Option<SmolStr>,
+    /// What stands in the place of a name and is none: quoted, escaped and cut.
+    pub bad_name: Option<String>,
 }
 
 impl Identity {
@@ -177,6 +179,7 @@ impl Identity {
             kind,
             namespace,
             name: Some(name.clone()),
+            bad_name: None,
         })
     }
 }
@@ -187,14 +190,18 @@ impl fmt::Display for Identity {
             kind,
             namespace,
             name,
+            bad_name,
         } = self;
-        match (namespace, name) {
-            (Some(namespace), Some(name)) => write!(f, "{} {namespace}/{name}", kind.name()),
-            (None, Some(name)) => write!(f, "{} {name}", kind.name()),
-            (Some(namespace), None) => {
-                write!(f, "{} without a name in namespace {namespace}", kind.name())
-            }
-            (None, None) => write!(f, "{} without a name", kind.name()),
+        write!(f, "{}", kind.name())?;
+        match (namespace, name, bad_name) {
+            (Some(namespace), Some(name), _) => return write!(f, " {namespace}/{name}"),
+            (None, Some(name), _) => return write!(f, " {name}"),
+            (_, None, Some(bad_name)) => write!(f, " {bad_name}")?,
+            (_, None, None) => f.write_str(" without a name")?,
+        }
+        match namespace {
+            Some(namespace) => write!(f, " in namespace {namespace}"),
+            None => Ok(()),
         }
     }
 }

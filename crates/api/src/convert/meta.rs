@@ -8,11 +8,14 @@ use crate::fault::quote;
 use crate::field::{Field, Fields};
 use crate::limits;
 use crate::outcome::Kind;
+use crate::value::Content;
 
 /// The metadata that we read.
 pub(super) struct Meta {
     /// `None` when missing or invalid; reported.
     pub(super) name: Option<SmolStr>,
+    /// What stands there instead of a name, as a message shows it.
+    pub(super) bad_name: Option<String>,
     /// `None` for cluster-wide kinds, or when invalid (reported).
     pub(super) namespace: Option<SmolStr>,
     pub(super) labels: Labels,
@@ -30,7 +33,12 @@ const MIRRORED: &str = "kubernetes.io/config.mirror";
 pub(super) fn read(root: &Fields<'_>, kind: Kind) -> Option<Meta> {
     let field = root.require("metadata", "write metadata with at least a name")?;
     let metadata = field.fields()?;
-    let name = metadata.get("name").map(|name| read_name(&name, kind));
+    let written = metadata.get("name");
+    let name = written.as_ref().map(|name| read_name(name, kind));
+    let bad_name = match (&name, written.map(|name| &name.value.content)) {
+        (Some(None), Some(Content::Scalar { text, .. })) => Some(quote(text)),
+        _ => None,
+    };
     if name.is_none() && !metadata.is_broken() {
         let advice = if metadata.get("generateName").is_some() {
             "a manifest in a file needs a fixed name; write name instead of generateName"
@@ -46,6 +54,7 @@ pub(super) fn read(root: &Fields<'_>, kind: Kind) -> Option<Meta> {
     };
     Some(Meta {
         name: name.flatten(),
+        bad_name,
         namespace: if kind.is_namespaced() {
             read_namespace(&metadata)
         } else {

@@ -105,6 +105,7 @@ fn convert_kind(kind: Kind, root: &Field<'_>) -> (Identity, Converted) {
         kind,
         namespace: None,
         name: None,
+        bad_name: None,
     };
     let nothing = Converted {
         object: None,
@@ -129,6 +130,7 @@ fn convert_kind(kind: Kind, root: &Field<'_>) -> (Identity, Converted) {
             kind,
             namespace: meta.namespace,
             name: meta.name,
+            bad_name: meta.bad_name,
         },
         converted,
     )

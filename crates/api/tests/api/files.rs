@@ -117,11 +117,69 @@ items:
             "3: Endpoint(EndpointId { kind: Pod, namespace: \"default\", name: \"a\" })",
             "6: Namespace(\"b\")",
             "9: ignored Deployment",
-            "12: bad Pod without a name in namespace default",
+            "12: bad Pod \"D\" in namespace default",
             "21: Policy(PolicyId { kind: NetworkPolicy, namespace: \"n\", name: \"p\" })",
             "24: bad",
         ]
     );
+}
+
+#[test]
+fn faults_of_an_item_name_its_place_in_the_list() {
+    let text = "{apiVersion: v1, kind: List, items: [
+{apiVersion: v1, kind: Namespace, metadata: {name: a}},
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {ingres: []}},
+{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {'a/b/c': x}}},
+{apiVersion: v1, kind: List, items: []}]}";
+
+    let documents = read("f", text.as_bytes());
+
+    let paths: Vec<_> = documents
+        .iter()
+        .filter_map(|document| match &document.outcome {
+            Outcome::Bad(bad) => Some(bad.faults[0].path.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            "items[1].spec.ingres",
+            "items[2].metadata.labels[\"a/b/c\"]",
+            "items[3]"
+        ]
+    );
+}
+
+#[test]
+fn an_object_is_called_by_its_bad_name_in_safe_letters() {
+    let identity = |metadata: &str| {
+        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {metadata}}}");
+        match read("f", text.as_bytes()).remove(0).outcome {
+            Outcome::Bad(bad) => bad.identity.unwrap().to_string(),
+            outcome => panic!("{outcome:?}"),
+        }
+    };
+
+    let cut = format!("Pod \"{}\"... in namespace default", "A".repeat(64));
+    for (metadata, expected) in [
+        ("{name: Web_1}", "Pod \"Web_1\" in namespace default"),
+        (
+            "{name: 12.50, namespace: shop}",
+            "Pod \"12.50\" in namespace shop",
+        ),
+        ("{name: Web, namespace: B_d}", "Pod \"Web\""),
+        (
+            r#"{name: "a\n\e[2J\u202e"}"#,
+            r#"Pod "a\n\u{1b}[2J\u{202e}" in namespace default"#,
+        ),
+        (&format!("{{name: {}}}", "A".repeat(300)), &cut),
+        ("{name: [a]}", "Pod without a name in namespace default"),
+        ("{name: null}", "Pod without a name in namespace default"),
+        ("{}", "Pod without a name in namespace default"),
+    ] {
+        assert_eq!(identity(metadata), expected, "{metadata}");
+    }
 }
 
 #[test]

@@ -96,6 +96,7 @@ impl Resource {
             kind: self.kind(),
             namespace,
             name: Some(name.into()),
+            bad_name: None,
         }
     }
 
