@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use policy_agent::source::{Batch, Detail, FileSource, SourceState, WatchHandle, load};
 use tempfile::TempDir;
 use towpath_api::{Identity, Severity};
@@ -437,6 +439,30 @@ fn what_was_mounted_below_may_be_away_for_a_while() {
     let told = watched.until_state(SourceState::is_in_sync);
     assert_eq!(told, Vec::<String>::new());
     fs::remove_file(watched.path("volume")).unwrap();
+    assert_eq!(watched.until("-a"), [["-a"]]);
+}
+
+#[test]
+fn a_file_that_becomes_a_pipe_stays_in_force() {
+    let (watched, _) = Watched::start(&[("a.yaml", &pod("a", 1))]);
+    mkfifo(&watched.path(".pipe"), Mode::S_IRUSR).unwrap();
+
+    fs::rename(watched.path(".pipe"), watched.path("a.yaml")).unwrap();
+    let batch = loop {
+        let batch = watched.next();
+        assert_eq!(show(&batch.updates), Vec::<String>::new());
+        if !batch.state.is_in_sync() {
+            break batch;
+        }
+    };
+    let expected = format!(
+        "{}: error: it cannot be read: it is a named pipe, or a link to one; put a file of manifests there, or remove it or its name's ending",
+        watched.path("a.yaml").display()
+    );
+    let findings: Vec<_> = batch.findings.iter().map(ToString::to_string).collect();
+    assert_eq!(findings, [expected]);
+    fs::remove_file(watched.path("a.yaml")).unwrap();
+
     assert_eq!(watched.until("-a"), [["-a"]]);
 }
 

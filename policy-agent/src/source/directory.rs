@@ -1,13 +1,16 @@
 //! Which manifest files a directory holds, and how to tell that one changed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, Metadata};
+use std::fmt;
+use std::fs::{self, FileType, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
 
 /// Files in one source.
 pub(super) const FILES: usize = 100_000;
@@ -79,9 +82,54 @@ pub(super) fn is_recent(metadata: &Metadata, now: SystemTime) -> bool {
     now.duration_since(changed).is_ok_and(|age| age < TICK) || changed > now
 }
 
-/// What is wrong with a path that [`is_dangling`].
-pub(super) const DANGLING: &str =
-    "the link leads nowhere; bring back what it leads to, or remove it";
+/// Why a file or directory that is there cannot be looked at, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Obstacle {
+    pub(super) reason: String,
+    pub(super) advice: &'static str,
+}
+
+impl Obstacle {
+    pub(super) fn new(reason: impl Into<String>, advice: &'static str) -> Self {
+        let reason = reason.into();
+        Self { reason, advice }
+    }
+
+    /// Of a path that [`is_dangling`].
+    pub(super) fn dangling() -> Self {
+        let advice = "bring back what it leads to, or remove the link";
+        Self::new("the link leads nowhere", advice)
+    }
+
+    /// Of something that is neither a file nor a directory; it is never opened, since that may wait or have an effect.
+    pub(super) fn special(kind: FileType) -> Self {
+        let what = if kind.is_fifo() {
+            "a named pipe"
+        } else if kind.is_socket() {
+            "a socket"
+        } else {
+            "a device"
+        };
+        let advice = "put a file of manifests there, or remove it or its name's ending";
+        Self::new(format!("it is {what}, or a link to one"), advice)
+    }
+
+    /// Of what the kernel refuses.
+    pub(super) fn refused(error: &io::Error) -> Self {
+        let advice = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EACCES | Errno::EPERM) => "give the agent the right to read it",
+            Some(Errno::ELOOP) => "remove the link, or let it lead to a file",
+            _ => "see to its file system, or remove it",
+        };
+        Self::new(error.to_string(), advice)
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.reason, self.advice)
+    }
+}
 
 /// Whether a link stands here that leads nowhere. What it leads to may be away for a while, like a volume that is not
 /// mounted, so nothing below it is known to be gone.
@@ -98,7 +146,7 @@ pub(super) struct Listing {
     /// Directories, the root included.
     pub(super) directories: BTreeMap<PathBuf, Identity>,
     /// Directories and files that could not be looked at. Nothing below them is known to be gone.
-    pub(super) unreadable: Vec<(PathBuf, String)>,
+    pub(super) unreadable: Vec<(PathBuf, Obstacle)>,
     /// Files whose names are no text.
     pub(super) unnamed: Vec<PathBuf>,
     /// There are more files than [`FILES`].
@@ -151,19 +199,22 @@ fn visit(
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(_) if is_dangling(&path) => {
-                listing.unreadable.push((path, DANGLING.to_owned()));
+                listing.unreadable.push((path, Obstacle::dangling()));
                 continue;
             }
             // Gone since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
-                listing.unreadable.push((path, error.to_string()));
+                listing.unreadable.push((path, Obstacle::refused(&error)));
                 continue;
             }
         };
         if metadata.is_dir() {
             visit_directory(path, &metadata, depth, visited, listing, on_directory);
-        } else if metadata.is_file() && is_manifest(&path) {
+        } else if is_manifest(&path) && !metadata.is_file() {
+            let obstacle = Obstacle::special(metadata.file_type());
+            listing.unreadable.push((path, obstacle));
+        } else if is_manifest(&path) {
             if listing.files.len() >= FILES {
                 listing.is_too_large = true;
                 return;
@@ -192,10 +243,11 @@ fn visit_directory(
         return;
     }
     if depth >= DEPTH {
-        listing.unreadable.push((
-            path,
+        let obstacle = Obstacle::new(
             format!("directories are nested more than {DEPTH} deep"),
-        ));
+            "move its manifests further up",
+        );
+        listing.unreadable.push((path, obstacle));
         return;
     }
     on_directory(&path);
@@ -205,13 +257,17 @@ fn visit_directory(
             visit(entries, depth + 1, visited, listing, on_directory);
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => listing.unreadable.push((path, error.to_string())),
+        Err(error) => listing.unreadable.push((path, Obstacle::refused(&error))),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
 
@@ -282,8 +338,33 @@ mod tests {
         let listing = walk(root.path(), &mut |_| {}).unwrap();
 
         let expected = ["file.yaml", "folder", "folder.d"]
-            .map(|name| (root.path().join(name), DANGLING.to_owned()));
+            .map(|name| (root.path().join(name), Obstacle::dangling()));
         assert_eq!(listing.unreadable, expected);
+    }
+
+    #[test]
+    fn what_is_no_file_is_told_and_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        let _socket = UnixListener::bind(path("a.yaml")).unwrap();
+        symlink("/dev/zero", path("b.yaml")).unwrap();
+        mkfifo(&path("c.json"), Mode::S_IRUSR).unwrap();
+        mkfifo(&path("pipe"), Mode::S_IRUSR).unwrap();
+
+        let listing = walk(root.path(), &mut |_| {}).unwrap();
+
+        let reasons: Vec<_> = listing
+            .unreadable
+            .iter()
+            .map(|(path, obstacle)| (path.clone(), obstacle.reason.as_str()))
+            .collect();
+        let expected = [
+            (path("a.yaml"), "it is a socket, or a link to one"),
+            (path("b.yaml"), "it is a device, or a link to one"),
+            (path("c.json"), "it is a named pipe, or a link to one"),
+        ];
+        assert_eq!(reasons, expected);
+        assert!(listing.files.is_empty());
     }
 
     #[test]

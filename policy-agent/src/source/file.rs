@@ -12,7 +12,7 @@ use std::time::Instant;
 use towpath_api::Place;
 use towpath_core::model::{Cluster, ObjectKey, Update};
 
-use super::directory::{self, Identity, Listing, Signature};
+use super::directory::{self, Identity, Listing, Obstacle, Signature};
 use super::finding::Finding;
 use super::ledger::{FileChange, Ledger, OBJECTS};
 use super::namespaces::KeptNamespaces;
@@ -50,7 +50,7 @@ pub struct FileSource {
     /// What was wrong with the directory when it was last walked.
     trouble: Option<String>,
     /// Files that are there and cannot be read, with the reason.
-    unreadable: BTreeMap<Arc<str>, String>,
+    unreadable: BTreeMap<Arc<str>, Obstacle>,
     /// Findings about the directory itself.
     findings: Vec<Finding>,
 }
@@ -178,6 +178,8 @@ impl FileSource {
         let (mut findings, mut untold) = self.ledger.findings();
         findings.extend(self.findings.iter().cloned());
         findings.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+        // A path may be told by the walk and by the reading of it.
+        findings.dedup();
         untold += findings.len().saturating_sub(FINDINGS);
         findings.truncate(FINDINGS);
         if untold > 0 {
@@ -255,8 +257,11 @@ impl FileSource {
                 && !listing.files.keys().any(holds)
                 && self.files.keys().any(holds)
             {
-                let reason = "another file system stands here than before, and it is empty; mount the old one again, or restart";
-                listing.unreadable.push((path.clone(), reason.to_owned()));
+                let obstacle = Obstacle::new(
+                    "another file system stands here than before, and it is empty",
+                    "mount the old one again, or restart",
+                );
+                listing.unreadable.push((path.clone(), obstacle));
                 *identity = *before;
             }
         }
@@ -312,9 +317,9 @@ impl FileSource {
     /// Sets the state; true if it is another than before.
     fn judge(&mut self) -> bool {
         let unread = || {
-            let (name, error) = self.unreadable.first_key_value()?;
+            let (name, obstacle) = self.unreadable.first_key_value()?;
             let name = printable(Path::new(&**name));
-            Some(format!("cannot read {name}: {error}"))
+            Some(format!("cannot read {name}: {obstacle}"))
         };
         let crowded = || {
             (self.ledger.refused() > 0).then(|| format!("there are more than {OBJECTS} objects"))
@@ -418,11 +423,9 @@ impl FileSource {
                 };
                 (known, Some(FileChange::Unreadable(finding)))
             }
-            Content::Unreadable(error) => {
-                let message = format!("the file cannot be read: {error}");
-                let finding =
-                    Finding::of_file(&name, message, "give the agent the right to read it");
-                self.unreadable.insert(name.clone(), error);
+            Content::Unreadable(obstacle) => {
+                let finding = barred(&name, &obstacle);
+                self.unreadable.insert(name.clone(), obstacle);
                 (
                     Known {
                         signature: None,
@@ -442,9 +445,15 @@ impl FileSource {
             let message = "the name of the file is not UTF-8".to_owned();
             Finding::of_file(&Arc::from(path.to_string_lossy()), message, "rename it")
         };
-        self.findings = listing.unnamed.iter().take(FINDINGS).map(unnamed).collect();
-        self.trouble = if let Some((path, error)) = listing.unreadable.first() {
-            Some(format!("cannot read {}: {error}", printable(path)))
+        let unreadable =
+            |(path, obstacle): &(PathBuf, _)| barred(&Arc::from(path.to_string_lossy()), obstacle);
+        let unnamed = listing.unnamed.iter().map(unnamed);
+        self.findings = unnamed
+            .chain(listing.unreadable.iter().map(unreadable))
+            .take(FINDINGS)
+            .collect();
+        self.trouble = if let Some((path, obstacle)) = listing.unreadable.first() {
+            Some(format!("cannot read {}: {obstacle}", printable(path)))
         } else if listing.is_too_large {
             Some(format!(
                 "there are more than {} manifest files",
@@ -454,6 +463,12 @@ impl FileSource {
             None
         };
     }
+}
+
+/// What to say of a path that cannot be looked at.
+fn barred(name: &Arc<str>, obstacle: &Obstacle) -> Finding {
+    let Obstacle { reason, advice } = obstacle;
+    Finding::of_file(name, format!("it cannot be read: {reason}"), advice)
 }
 
 /// A path in a message: a place escapes what would break the line or the terminal.

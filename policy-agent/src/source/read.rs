@@ -1,16 +1,18 @@
 //! Reading and parsing of many files, on more than one thread where that pays.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, FileType, Metadata};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
+use nix::fcntl::OFlag;
 use towpath_api::Document;
 
-use super::directory::{DANGLING, Signature, is_dangling, is_recent};
+use super::directory::{Obstacle, Signature, is_dangling, is_recent};
 
 /// Bytes of one file.
 pub(super) const FILE_BYTES: u64 = 8 << 20;
@@ -39,7 +41,16 @@ pub(super) enum Content {
     /// It is there and too large.
     TooLarge(Signature),
     /// It is there and cannot be read.
-    Unreadable(String),
+    Unreadable(Obstacle),
+}
+
+/// The bytes of a file, or why there are none.
+enum Bytes {
+    Read(Metadata, Vec<u8>),
+    TooLarge(Signature),
+    /// A directory.
+    NoFile,
+    Special(FileType),
 }
 
 /// How a file is recognised as unchanged.
@@ -92,7 +103,7 @@ pub(super) fn read_some(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
 
 fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
     let content = match read_bytes(Path::new(&**name)) {
-        Ok(Ok((metadata, bytes))) => {
+        Ok(Bytes::Read(metadata, bytes)) => {
             let hash = hash(&bytes);
             // The time is taken after the read: a write since then has a later stamp.
             let is_settled = !is_recent(&metadata, SystemTime::now());
@@ -108,10 +119,12 @@ fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
                 Content::Documents(seen, documents)
             }
         }
-        Ok(Err(signature)) => Content::TooLarge(signature),
-        Err(_) if is_dangling(Path::new(&**name)) => Content::Unreadable(DANGLING.to_owned()),
+        Ok(Bytes::TooLarge(signature)) => Content::TooLarge(signature),
+        Ok(Bytes::NoFile) => Content::Gone,
+        Ok(Bytes::Special(kind)) => Content::Unreadable(Obstacle::special(kind)),
+        Err(_) if is_dangling(Path::new(&**name)) => Content::Unreadable(Obstacle::dangling()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Gone,
-        Err(error) => Content::Unreadable(error.to_string()),
+        Err(error) => Content::Unreadable(Obstacle::refused(&error)),
     };
     ReadFile {
         name: name.clone(),
@@ -119,25 +132,34 @@ fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
     }
 }
 
-/// The bytes of a file, or its signature alone when it is too large.
-fn read_bytes(path: &Path) -> io::Result<Result<(Metadata, Vec<u8>), Signature>> {
+fn read_bytes(path: &Path) -> io::Result<Bytes> {
     // Looked at before it is opened: opening a named pipe would wait for a writer.
     let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Ok(Bytes::NoFile);
+    }
     if !metadata.is_file() {
-        return Err(io::Error::from(io::ErrorKind::NotFound));
+        return Ok(Bytes::Special(metadata.file_type()));
     }
     if metadata.len() > FILE_BYTES {
-        return Ok(Err(Signature::of(&metadata)));
+        return Ok(Bytes::TooLarge(Signature::of(&metadata)));
     }
-    let mut file = File::open(path)?;
+    // Without waiting, if it has become a pipe since then.
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
     // Of what was opened, before it is read.
     let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(Bytes::Special(metadata.file_type()));
+    }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
     (&mut file).take(FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES {
-        return Ok(Err(Signature::of(&metadata)));
+        return Ok(Bytes::TooLarge(Signature::of(&metadata)));
     }
-    Ok(Ok((metadata, bytes)))
+    Ok(Bytes::Read(metadata, bytes))
 }
 
 fn hash(bytes: &[u8]) -> u64 {
