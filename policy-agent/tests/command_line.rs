@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is a failure")]
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -123,6 +124,36 @@ fn simulate_with_a_change_exits_with_one_if_a_verdict_changes() {
 
     let (status, rows, _) = with(&empty);
     assert_eq!((status, rows), (0, Value::Array(Vec::new())));
+}
+
+#[test]
+fn simulate_with_errors_on_one_side_exits_with_one() {
+    let good = directory(&[("base.yaml", BASE), ("closed.yaml", CLOSED)]);
+    let bad = directory(&[
+        ("base.yaml", BASE),
+        ("closed.yaml", CLOSED),
+        ("broken.yaml", BROKEN),
+    ]);
+    // A stand-in closes what is closed already, so no verdict changes.
+    for (source_of, with) in [(&good, &bad), (&bad, &good)] {
+        let (status, rows, remarks) = run(&[
+            "simulate",
+            "--source",
+            &source(source_of),
+            "--with",
+            &source(with),
+            "-o",
+            "json",
+        ]);
+
+        let expected = format!("{} has errors", source(&bad));
+        assert_eq!((status, rows), (1, Value::Array(Vec::new())), "{remarks}");
+        assert!(remarks.contains(&expected), "{remarks}");
+    }
+
+    let (status, _, remarks) = run(&["simulate", "--source", &source(&bad), "-o", "json"]);
+    assert_eq!(status, 0, "{remarks}");
+    assert!(remarks.contains("broken.yaml"), "{remarks}");
 }
 
 #[test]
@@ -261,11 +292,79 @@ fn wrong_usage_exits_with_two() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_a_failure() {
-    let (status, _, remarks) = run(&["simulate", "--source", "file:/nonexistent/manifests"]);
+fn a_directory_that_is_not_there_is_told_with_what_to_do() {
+    const SOURCE: &str = "file:/nonexistent/manifests";
+    let ends = ["--from", "a/b", "--to", "a/c", "--port", "80"];
+    let cases: [&[&str]; 5] = [
+        &["lint", "/nonexistent/manifests"],
+        &["lint", "/nonexistent/manifests", "-o", "json"],
+        &["simulate", "--source", SOURCE],
+        &["render", "--source", SOURCE, "--node", "n"],
+        &["explain", "--source", SOURCE],
+    ];
+    for arguments in cases {
+        let mut arguments = arguments.to_vec();
+        if arguments[0] == "explain" {
+            arguments.extend(ends);
+        }
 
-    assert_eq!(status, 1);
-    assert!(remarks.contains("/nonexistent/manifests"), "{remarks}");
+        let output = towpath(&arguments).output().unwrap();
+
+        let remarks = String::from_utf8(output.stderr).unwrap();
+        let expected = "towpath: cannot read manifests of /nonexistent/manifests: it does not exist; correct the path, make the directory, or mount what holds it\n";
+        assert_eq!(remarks, expected, "{arguments:?}");
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    }
+}
+
+#[test]
+fn lint_tells_what_is_no_file() {
+    let directory = directory(&[("base.yaml", BASE)]);
+    let path = |name: &str| directory.path().join(name);
+    symlink("nowhere", path("link.yaml")).unwrap();
+    symlink("/dev/zero", path("zero.yaml")).unwrap();
+    let lint = |path: &Path| run(&["lint", path.to_str().unwrap(), "-o", "json"]);
+
+    let (status, findings, remarks) = lint(directory.path());
+
+    let found: Vec<_> = findings.as_array().unwrap().iter().collect();
+    assert_eq!((status, found.len()), (1, 2), "{findings}");
+    for (finding, name, message, advice) in [
+        (
+            found[0],
+            "link.yaml",
+            "it cannot be read: the link leads nowhere",
+            "bring back what it leads to, or remove the link",
+        ),
+        (
+            found[1],
+            "zero.yaml",
+            "it cannot be read: it is a device, or a link to one",
+            "put a file of manifests there, or remove it or its name's ending",
+        ),
+    ] {
+        assert_eq!(finding["file"], path(name).to_str().unwrap());
+        assert_eq!(finding["severity"], "error");
+        assert_eq!(
+            (&finding["message"], &finding["advice"]),
+            (&message.into(), &advice.into())
+        );
+    }
+    assert!(
+        remarks.contains("not everything was looked at"),
+        "{remarks}"
+    );
+    // The same as the argument itself.
+    for (name, told) in [
+        ("link.yaml", "leads nowhere"),
+        ("zero.yaml", "neither a directory nor a file"),
+    ] {
+        let (status, findings, remarks) = lint(&path(name));
+
+        assert_eq!((status, findings), (1, Value::Null));
+        assert!(remarks.contains(told), "{remarks}");
+    }
 }
 
 #[test]

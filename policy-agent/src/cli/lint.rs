@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
 use towpath_api::Severity;
@@ -10,8 +11,9 @@ use super::OutputArguments;
 use super::arguments::SourceLocation;
 use super::error::{CommandError, Exit};
 use super::output::{Colour, Format, Output};
+use super::world::load_files;
 use crate::lint::review;
-use crate::source::{Detail, Finding, Loaded, SourceState, kubernetes, load};
+use crate::source::{Detail, Finding, SourceState, kubernetes};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LintArguments {
@@ -34,26 +36,40 @@ pub(super) fn run(arguments: &LintArguments) -> Result<Exit, CommandError> {
         (_, Some(SourceLocation::Kubernetes(kubeconfig))) => {
             kubernetes::load(kubeconfig.as_deref())?
         }
-        (_, Some(SourceLocation::File(directory))) => load(directory, Detail::Everything),
+        (_, Some(SourceLocation::File(directory))) => load_files(directory, Detail::Everything)?,
         (directory, None) => {
             let directory = directory.as_deref().unwrap_or_default();
             let directory = Path::new(directory.strip_prefix("file:").unwrap_or(directory));
-            load(directory, Detail::Everything)
+            load_files(directory, Detail::Everything)?
         }
     };
     let mut output = Output::stdout(arguments.output.format);
-    let findings = review(&loaded);
-    print(&findings, &mut output)?;
-    output.flush()?;
-    let Loaded { state, .. } = loaded;
-    if let SourceState::NotInSync { reason } = state {
-        let reason = format!("not everything was looked at: {reason}");
-        return Err(CommandError::Failed(reason));
-    }
+    let mut findings = review(&loaded);
     let has_error = findings
         .iter()
         .any(|finding| finding.severity == Severity::Error);
-    Ok(if has_error { Exit::Failed } else { Exit::Done })
+    let missed = match loaded.state {
+        SourceState::NotInSync { reason } => {
+            Some(format!("not everything was looked at: {reason}"))
+        }
+        SourceState::InSync => None,
+    };
+    if let (Some(reason), false) = (&missed, has_error) {
+        // Else the list would look like a clean one.
+        let source = arguments.source.as_ref().map(ToString::to_string);
+        let place = Arc::from(source.or(arguments.directory.clone()).unwrap_or_default());
+        findings.insert(
+            0,
+            Finding::of_file(&place, reason.clone(), "mend this first, and look again"),
+        );
+    }
+    print(&findings, &mut output)?;
+    output.flush()?;
+    match missed {
+        Some(reason) => Err(CommandError::Failed(reason)),
+        None if has_error => Ok(Exit::Failed),
+        None => Ok(Exit::Done),
+    }
 }
 
 fn print(findings: &[Finding], output: &mut Output) -> io::Result<()> {

@@ -65,7 +65,7 @@ pub(super) fn run(arguments: &RenderArguments) -> Result<Exit, CommandError> {
         .source
         .as_ref()
         .expect("a loaded configuration has a source");
-    let cluster = world::load(source)?;
+    let cluster = world::load(source)?.cluster;
     let is_known = cluster.nodes.contains_key(config.node.as_str());
     let rendered = render(cluster, &config)?;
     if !is_known && rendered.placeholders.is_empty() {

@@ -12,7 +12,8 @@ use super::arguments::SourceLocation;
 use super::error::{CommandError, Exit};
 use super::output::{Cell, Colour, Format, List, Output};
 use super::placeholder::Placeholders;
-use super::{OutputArguments, remark, world};
+use super::world::{self, World};
+use super::{OutputArguments, remark};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct SimulateArguments {
@@ -72,14 +73,26 @@ struct Row<'a> {
     rule_before: Option<Cow<'static, str>>,
 }
 
-/// Exit status 1 if verdicts change.
+/// Exit status 1 if verdicts change, or if one of two states has errors: then nobody knows whether they do.
 pub(super) fn run(arguments: &SimulateArguments) -> Result<Exit, CommandError> {
     let mut output = Output::stdout(arguments.output.format);
     let mut placeholders = Placeholders::default();
-    let mut cluster = world::load(&arguments.source)?;
-    let mut after = match &arguments.with {
-        Some(SourceLocationOrDirectory(with)) => Some(lay(&cluster, with, arguments.whole)?),
-        None => None,
+    let World {
+        mut cluster,
+        is_sound,
+    } = world::load(&arguments.source)?;
+    let (mut after, is_known) = match &arguments.with {
+        Some(SourceLocationOrDirectory(with)) => {
+            let second = world::load(with)?;
+            say_unsound(&arguments.source, is_sound);
+            say_unsound(with, second.is_sound);
+            let is_known = is_sound && second.is_sound;
+            (
+                Some(lay(&cluster, with, second.cluster, arguments.whole)),
+                is_known,
+            )
+        }
+        None => (None, true),
     };
     say_placeholders(placeholders.fill(&mut cluster));
     if let Some(after) = &mut after {
@@ -90,11 +103,20 @@ pub(super) fn run(arguments: &SimulateArguments) -> Result<Exit, CommandError> {
         None => matrix(&cluster, &mut output)?,
     };
     output.flush()?;
-    Ok(if after.is_some() && changes > 0 {
+    let is_changed = after.is_some() && changes > 0;
+    Ok(if is_changed || !is_known {
         Exit::Failed
     } else {
         Exit::Done
     })
+}
+
+fn say_unsound(source: &SourceLocation, is_sound: bool) {
+    if !is_sound {
+        remark(&format!(
+            "towpath: {source} has errors, so what changes is not known for sure; correct them first"
+        ));
+    }
 }
 
 fn say_placeholders(count: usize) {
@@ -106,15 +128,14 @@ fn say_placeholders(count: usize) {
 }
 
 /// The state that results from the second directory.
-fn lay(cluster: &Cluster, with: &SourceLocation, is_whole: bool) -> Result<Cluster, CommandError> {
-    let second = world::load(with)?;
+fn lay(cluster: &Cluster, with: &SourceLocation, second: Cluster, is_whole: bool) -> Cluster {
     let has_all = cluster
         .endpoints
         .keys()
         .all(|id| second.endpoints.contains_key(id));
     if is_whole || (has_all && !cluster.endpoints.is_empty()) {
         remark(&format!("towpath: {with} is compared as a whole"));
-        return Ok(second);
+        return second;
     }
     remark(&format!("towpath: {with} is laid over the source"));
     let mut laid = cluster.clone();
@@ -122,7 +143,7 @@ fn lay(cluster: &Cluster, with: &SourceLocation, is_whole: bool) -> Result<Clust
     laid.nodes.extend(second.nodes);
     laid.endpoints.extend(second.endpoints.into_values());
     laid.policies.extend(second.policies.into_values());
-    Ok(laid)
+    laid
 }
 
 /// A workload with its name as users write it.

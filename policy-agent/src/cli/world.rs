@@ -1,5 +1,11 @@
 //! Manifests, or what an API server has, as the state of a cluster, for commands that need no agent.
 
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{self, Path};
+use std::sync::Arc;
+
+use towpath_api::{Place, Severity};
 use towpath_core::model::Cluster;
 
 use super::arguments::SourceLocation;
@@ -7,27 +13,75 @@ use super::error::CommandError;
 use super::remark;
 use crate::source::{self, Detail, Loaded, SourceState, kubernetes};
 
+/// The state of a cluster as far as it could be read.
+pub(super) struct World {
+    pub(super) cluster: Cluster,
+    /// Everything was read, and nothing of it is an error.
+    pub(super) is_sound: bool,
+}
+
 /// Reads everything that is there. What is wrong is said on standard error, and the rest is used.
-pub(super) fn load(source: &SourceLocation) -> Result<Cluster, CommandError> {
+pub(super) fn load(source: &SourceLocation) -> Result<World, CommandError> {
     let Loaded {
         cluster,
         findings,
         state,
         ..
     } = match source {
-        SourceLocation::File(directory) => source::load(directory, Detail::Problems),
+        SourceLocation::File(directory) => load_files(directory, Detail::Problems)?,
         SourceLocation::Kubernetes(kubeconfig) => kubernetes::load(kubeconfig.as_deref())?,
     };
     for finding in &findings {
         remark(&format!("towpath: {finding}"));
     }
+    let has_error = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Error);
+    let is_sound = state.is_in_sync() && !has_error;
     if let SourceState::NotInSync { reason } = state {
         if cluster == Cluster::default() {
             return Err(CommandError::Failed(reason));
         }
         remark(&format!("towpath: {source} is incomplete: {reason}"));
     }
-    Ok(cluster)
+    Ok(World { cluster, is_sound })
+}
+
+/// Reads a directory, or one file, that must be there.
+pub(super) fn load_files(root: &Path, detail: Detail) -> Result<Loaded, CommandError> {
+    let failed = |text: &str| {
+        // A path must not break the line or the terminal.
+        let place = Place {
+            file: Arc::from(root.to_string_lossy()),
+            line: 0,
+        };
+        Err(CommandError::Failed(format!(
+            "cannot read manifests of {place}: {text}"
+        )))
+    };
+    match fs::metadata(root) {
+        Ok(metadata) if metadata.is_dir() || metadata.is_file() => Ok(source::load(root, detail)),
+        Ok(_) => failed(
+            "it is neither a directory nor a file; give a directory of manifests, or one file",
+        ),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            failed(&format!("{error}; give a path that you may read"))
+        }
+        Err(_) if fs::symlink_metadata(root).is_ok() => {
+            failed("the link leads nowhere; bring back what it leads to, or give another path")
+        }
+        Err(_) => {
+            let advice =
+                "it does not exist; correct the path, make the directory, or mount what holds it";
+            match path::absolute(root) {
+                Ok(whole) if whole != root => failed(&format!(
+                    "{advice} (it was looked for as {})",
+                    whole.display()
+                )),
+                _ => failed(advice),
+            }
+        }
+    }
 }
 
 #[cfg(test)]

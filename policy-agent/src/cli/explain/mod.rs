@@ -46,7 +46,7 @@ pub(super) struct ExplainArguments {
 
 /// Exit status 0 whatever the verdict: the question was answered.
 pub(super) fn run(arguments: &ExplainArguments) -> Result<Exit, CommandError> {
-    let mut cluster = world::load(&arguments.source)?;
+    let mut cluster = world::load(&arguments.source)?.cluster;
     if let Some(file) = &arguments.config {
         let config = Config::read(file)?;
         for update in local_services::updates(&config.local_services) {
