@@ -19,6 +19,8 @@ pub mod node_status;
 mod series;
 pub mod standing;
 pub mod taint;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::sync::Arc;

@@ -173,6 +173,12 @@ impl Connection {
         })
     }
 
+    /// As the agent opens it; for tests of what is written.
+    #[cfg(test)]
+    pub(crate) async fn of_kubeconfig(path: &PathBuf) -> Result<Self, ConnectError> {
+        Self::open(Some(path), Timing::default()).await
+    }
+
     /// One page of all objects below a path.
     pub(super) async fn list(
         &self,
