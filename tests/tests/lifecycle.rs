@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use towpath_tests::agent::{AgentOptions, HEALTH_PORT, http_get};
-use towpath_tests::lab::{LabConfig, Node};
+use towpath_tests::lab::{Lab, LabConfig, Node};
 use towpath_tests::matrix::Flow;
 use towpath_tests::probe::Protocol;
 use towpath_tests::program;
@@ -187,6 +187,49 @@ fn uninstall_leaves_the_kernel_as_it_was() {
         assert_ne!(during.1, before.1);
     }
     stage.hold(|_| true).unwrap();
+}
+
+#[test]
+fn uninstall_removes_the_directories_that_the_agent_made_for_its_socket() {
+    require!("lifecycle", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let lab = Lab::new(&LabConfig::default()).unwrap();
+    let node = lab.node("node-a").unwrap();
+    let folder = lab.folder().join("own");
+    let (made, state) = (folder.join("run/towpath"), folder.join("state"));
+    std::fs::create_dir(&folder).unwrap();
+    let towpath = |arguments: &[&str]| {
+        let mut command = Command::new(program::towpath().unwrap());
+        command.args(arguments);
+        command.arg("--socket").arg(made.join("agent.sock"));
+        command.arg("--state-dir").arg(&state);
+        command
+    };
+    let source = lab.source("node-a").unwrap();
+    let mut agent = towpath(&["agent", "--node", "node-a", "--source", &source]);
+    let log = std::fs::File::create(folder.join("log")).unwrap();
+    agent.stdout(log.try_clone().unwrap()).stderr(log);
+    let mut agent = node.namespace.spawn(&mut agent).unwrap();
+    let socket = made.join("agent.sock");
+    until("the agent answers", PATIENCE, || {
+        let mut get = Command::new(program::towpath()?);
+        get.args(["get", "policies", "--socket"]).arg(&socket);
+        Ok(node.namespace.run(&mut get).is_ok())
+    })
+    .unwrap();
+    let id = Pid::from_raw(i32::try_from(agent.id()).unwrap());
+    kill(id, Signal::SIGTERM).unwrap();
+    assert!(agent.wait().unwrap().success());
+
+    let said = node.namespace.run(&mut towpath(&["uninstall", "--yes"]));
+
+    let said = said.unwrap();
+    let removed = format!("removed directory {}\n", made.display());
+    assert!(said.contains(&removed), "{said}");
+    let left: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["log"]);
 }
 
 #[test]

@@ -213,6 +213,9 @@ impl Agent {
     {
         let mut state = StateDirectory::open(&config.state_directory)?;
         state.record_startup_taint(config.startup_taint.as_ref().map(ToString::to_string))?;
+        if let Err(error) = state.record_directories(&config.socket) {
+            warn!(%error, "cannot note which directories the socket needs; the uninstall will leave them");
+        }
         let source = config.source.as_ref().map(OpenedSource::open).transpose()?;
         let (sender, receiver) = sync_channel(QUEUE);
         let mut registry = Registry::with_prefix("towpath");

@@ -1,23 +1,34 @@
-//! What outlives the agent on disk: a lock against a second agent, and the bridge settings to restore. The applier's
+//! What outlives the agent on disk: a lock against a second agent, and what the uninstall has to undo. The applier's
 //! marker lies beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{self, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use towpath_dataplane::link::BridgeSettings;
 use towpath_runtime::file;
+use tracing::{info, warn};
 
 use super::bypass::{ADDRESSES, BYPASSES};
 use super::cni_store::{CLAIMS, CLAIMS_FRESH, QUEUE};
 use crate::applier::MARKER;
+use crate::cli::cni::RECORD;
 use crate::snapshot::SNAPSHOT;
 
 const LOCK: &str = "agent.lock";
 const CHANGES: &str = "changes.json";
+/// Everything that the agent keeps here, each written by way of a file of an unfinished name.
+const KEPT: [&str; 8] = [
+    CHANGES, MARKER, CLAIMS, QUEUE, SNAPSHOT, BYPASSES, ADDRESSES, LOCK,
+];
+/// What only the owner of a directory can do stands in these bits of its mode.
+const OWNER_ONLY: u32 = 0o700;
+/// Whoever is not the owner can write.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +77,9 @@ struct Changes {
     /// The startup taint that the agent took from its Node, if it was to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     startup_taint: Option<String>,
+    /// Directories that were not there before the agent made them for its socket.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    directories: BTreeSet<PathBuf>,
 }
 
 /// The settings of a bridge.
@@ -79,7 +93,7 @@ struct Settings {
 }
 
 impl StateDirectory {
-    /// Makes the directory if need be, and takes the lock.
+    /// Makes the directory if need be, and takes the lock. A directory that holds nothing of others is closed to them.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |action| {
             move |source| StateError::File {
@@ -88,14 +102,18 @@ impl StateDirectory {
                 source,
             }
         };
-        if !path.exists() {
+        if path.exists() {
+            close(path);
+        } else {
             fs::create_dir_all(path).map_err(failed("make"))?;
-            fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("protect"))?;
+            fs::set_permissions(path, Permissions::from_mode(OWNER_ONLY))
+                .map_err(failed("protect"))?;
         }
         let lock = OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(false)
+            .mode(0o600)
             .open(path.join(LOCK))
             .map_err(failed("make the lock in"))?;
         match lock.try_lock() {
@@ -107,6 +125,8 @@ impl StateDirectory {
             }
             Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
         }
+        // An earlier agent may have made it for all to read. Nothing stands in it.
+        lock.set_permissions(Permissions::from_mode(0o600)).ok();
         let changes = read(&path.join(CHANGES))?;
         Ok(Self {
             path: path.to_owned(),
@@ -161,12 +181,35 @@ impl StateDirectory {
         self.write()
     }
 
+    /// Directories that the agent made for its socket, those within others first.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.changes.directories.iter().rev().map(PathBuf::as_path)
+    }
+
+    /// Remembers those directories of a socket that are not there yet. Called before they are made.
+    pub fn record_directories(&mut self, socket: &Path) -> Result<(), StateError> {
+        let whole = path::absolute(socket).map_err(|source| StateError::File {
+            action: "find",
+            path: socket.to_owned(),
+            source,
+        })?;
+        let missing: Vec<&Path> = whole
+            .ancestors()
+            .skip(1)
+            .take_while(|directory| !directory.exists())
+            .filter(|directory| !self.changes.directories.contains(*directory))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing = missing.into_iter().map(Path::to_owned);
+        self.changes.directories.extend(missing);
+        self.write()
+    }
+
     /// Removes everything; for the uninstall.
     pub fn remove(self) -> Result<(), StateError> {
-        let kept = [
-            CHANGES, MARKER, CLAIMS, QUEUE, SNAPSHOT, BYPASSES, ADDRESSES, LOCK,
-        ]
-        .map(|name| self.path.join(name));
+        let kept = KEPT.map(|name| self.path.join(name));
         let left = kept.iter().map(|path| file::unfinished(path));
         let left = left.chain([self.path.join(CLAIMS_FRESH)]);
         for path in left.chain(kept.iter().cloned()) {
@@ -196,6 +239,52 @@ impl StateDirectory {
             source,
         })
     }
+}
+
+/// Takes a directory that was there before from everybody but its owner, if that is us. One that holds anything else
+/// may be in use by others, as `/var/lib` is, and is left; the agent's own files are private anyway.
+fn close(path: &Path) {
+    match try_close(path) {
+        Ok(()) => {}
+        Err(error) => {
+            warn!(directory = %path.display(), %error, "cannot see to the rights of the state directory");
+        }
+    }
+}
+
+fn try_close(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o777 == mode & OWNER_ONLY {
+        return Ok(());
+    }
+    let is_shared = mode & STICKY != 0 || holds_foreign(path)?;
+    if metadata.uid() == nix::unistd::geteuid().as_raw() && !is_shared {
+        fs::set_permissions(path, Permissions::from_mode(mode & OWNER_ONLY))?;
+        let before = format!("{mode:o}");
+        info!(directory = %path.display(), before, "closed the state directory to others");
+    } else if mode & OTHERS_WRITE != 0 {
+        warn!(
+            directory = %path.display(),
+            mode = format!("{mode:o}"),
+            "others can write in the state directory and remove what the agent needs; give it one of its own"
+        );
+    }
+    Ok(())
+}
+
+/// Whether anything stands here that is not of the agent or its chained plugin.
+fn holds_foreign(directory: &Path) -> io::Result<bool> {
+    let is_ours = |name: &Path| {
+        let mut known = KEPT.iter().chain([&CLAIMS_FRESH, &RECORD]).map(Path::new);
+        known.any(|known| name == known || name == file::unfinished(known))
+    };
+    for entry in fs::read_dir(directory)? {
+        if !is_ours(Path::new(&entry?.file_name())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn read(path: &Path) -> Result<Changes, StateError> {
@@ -275,6 +364,66 @@ mod tests {
 
         let state = StateDirectory::open(directory.path()).unwrap();
         assert_eq!(state.startup_taint(), None);
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_is_kept_is_for_the_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
+        fs::write(path.join(RECORD), "{}").unwrap();
+        for name in [LOCK, "."] {
+            fs::set_permissions(path.join(name), Permissions::from_mode(0o775)).unwrap();
+        }
+
+        let mut state = StateDirectory::open(&path).unwrap();
+        state.record_bridge("cni0", OFF).unwrap();
+
+        assert_eq!(mode(&path), 0o700);
+        for name in [LOCK, CHANGES] {
+            assert_eq!(mode(&path.join(name)), 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_use_stays_open_to_them() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, before) in [("lib", 0o755), ("tmp", 0o1777)] {
+            let path = directory.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+            if name == "lib" {
+                fs::write(path.join("of-somebody-else"), "").unwrap();
+            }
+
+            let state = StateDirectory::open(&path).unwrap();
+
+            assert_eq!(mode(&path), before, "{name}");
+            assert_eq!(mode(&path.join(LOCK)), 0o600);
+            drop(state);
+        }
+    }
+
+    #[test]
+    fn only_directories_that_were_missing_are_recorded() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("a/b/s");
+        let mut state = StateDirectory::open(&directory.path().join("state")).unwrap();
+        state.record_directories(&socket).unwrap();
+        fs::create_dir_all(directory.path().join("a/b")).unwrap();
+        drop(state);
+
+        let mut state = StateDirectory::open(&directory.path().join("state")).unwrap();
+        // The next start finds them.
+        state.record_directories(&socket).unwrap();
+
+        let expected = [directory.path().join("a/b"), directory.path().join("a")];
+        assert_eq!(state.directories().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -87,12 +87,14 @@ pub(super) fn run(arguments: &UninstallArguments) -> Result<Exit, CommandError> 
         );
         done.push(Done::new("left", text));
     }
+    let directories: Vec<PathBuf> = state.directories().map(Path::to_owned).collect();
     state.remove()?;
     if has_state {
         let path = arguments.state_directory.display();
         done.push(Done::new("removed", format!("state directory {path}")));
     }
     done.extend(remove_socket(socket)?);
+    done.extend(remove_directories(&directories));
     let mut output = Output::stdout(arguments.output.format);
     print(&done, &mut output)?;
     output.flush()?;
@@ -173,7 +175,7 @@ fn has_socket(socket: &Path) -> Result<bool, CommandError> {
     }
 }
 
-/// Removes a socket that nobody serves, and its directory when that is empty.
+/// Removes a socket that nobody serves; the default one with its directory, which a service manager may have made.
 fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
     if !has_socket(socket)? {
         return Ok(None);
@@ -190,6 +192,15 @@ fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
     Ok(Some(Done::new("removed", format!("socket {place}"))))
 }
 
+/// Removes what the agent made for its socket, but nothing that somebody uses.
+fn remove_directories(directories: &[PathBuf]) -> Vec<Done> {
+    directories
+        .iter()
+        .filter(|directory| fs::remove_dir(directory).is_ok())
+        .map(|directory| Done::new("removed", format!("directory {}", directory.display())))
+        .collect()
+}
+
 pub(super) fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
     if output.format() != Format::Table {
         return output.value(&done);
@@ -203,6 +214,20 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn a_directory_that_somebody_uses_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (outer, inner) = (directory.path().join("a"), directory.path().join("a/b"));
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(outer.join("precious"), "").unwrap();
+
+        let done = remove_directories(&[inner.clone(), outer.clone(), inner.clone()]);
+
+        let expected = format!("directory {}", inner.display());
+        assert_eq!(done, [Done::new("removed", expected)]);
+        assert!(outer.join("precious").exists());
+    }
 
     #[test]
     fn only_a_socket_is_removed() {

@@ -17,7 +17,7 @@ use towpath_runtime::file;
 use super::chain::{self, ChainError, ConfigurationFile, DROP_IN, PLUGIN};
 
 /// Name of the note in the state directory.
-pub(in crate::cli) const RECORD: &str = "cni-install.json";
+pub(crate) const RECORD: &str = "cni-install.json";
 /// Longest configuration that is read.
 const MOST_BYTES: u64 = 1 << 20;
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub use self::install::InstallationFault;
 pub(super) use self::install::{InstallError, remove};
 use self::install::{Installation, Method, Step};
-pub(crate) use self::install::{fault, is_installed};
+pub(crate) use self::install::{RECORD, fault, is_installed};
 use super::OutputArguments;
 use super::error::{CommandError, Exit};
 use super::output::Output;
