@@ -231,6 +231,46 @@ fn lint_exits_with_one_if_there_is_an_error() {
 }
 
 #[test]
+fn lint_tells_rules_whose_policy_type_is_not_named() {
+    let policy = |types: &str, rules: &str| {
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: p, namespace: shop }}\nspec:\n  podSelector: {{}}\n  policyTypes: [{types}]\n  {rules}: [{{}}]\n"
+        );
+        let directory = directory(&[("base.yaml", BASE), ("p.yaml", &text)]);
+        run(&["lint", directory.path().to_str().unwrap(), "-o", "json"])
+    };
+
+    for (types, rules, missing) in [
+        ("Ingress", "egress", "Egress"),
+        ("Egress", "ingress", "Ingress"),
+    ] {
+        let (status, findings, _) = policy(types, rules);
+
+        let finding = &findings[0];
+        assert_eq!(
+            (status, findings.as_array().unwrap().len()),
+            (0, 1),
+            "{findings}"
+        );
+        assert_eq!(finding["severity"], "warning");
+        assert_eq!(
+            (&finding["object"], &finding["line"]),
+            (&"NetworkPolicy shop/p".into(), &7.into())
+        );
+        let message = format!(
+            "the {rules} rules have no effect, because policyTypes does not name {missing}"
+        );
+        let advice = format!("add {missing} to policyTypes, or remove the rules");
+        assert_eq!(
+            (&finding["message"], &finding["advice"]),
+            (&message.into(), &advice.into())
+        );
+    }
+    let (status, findings, _) = policy("Ingress, Egress", "egress");
+    assert_eq!((status, findings), (0, Value::Array(Vec::new())));
+}
+
+#[test]
 fn lint_names_what_it_ignores() {
     let other = "apiVersion: v1\nkind: Namepsaces\nmetadata: { name: shop }\n";
     let directory = directory(&[("base.yaml", BASE), ("other.yaml", other)]);

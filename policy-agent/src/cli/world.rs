@@ -50,13 +50,9 @@ pub(super) fn load(source: &SourceLocation) -> Result<World, CommandError> {
 /// Reads a directory, or one file, that must be there.
 pub(super) fn load_files(root: &Path, detail: Detail) -> Result<Loaded, CommandError> {
     let failed = |text: &str| {
-        // A path must not break the line or the terminal.
-        let place = Place {
-            file: Arc::from(root.to_string_lossy()),
-            line: 0,
-        };
+        let root = printable(root);
         Err(CommandError::Failed(format!(
-            "cannot read manifests of {place}: {text}"
+            "cannot read manifests of {root}: {text}"
         )))
     };
     match fs::metadata(root) {
@@ -76,11 +72,19 @@ pub(super) fn load_files(root: &Path, detail: Detail) -> Result<Loaded, CommandE
             match path::absolute(root) {
                 Ok(whole) if whole != root => failed(&format!(
                     "{advice} (it was looked for as {})",
-                    whole.display()
+                    printable(&whole)
                 )),
                 _ => failed(advice),
             }
         }
+    }
+}
+
+/// A path in a message: a place escapes what would break the line or the terminal.
+fn printable(path: &Path) -> Place {
+    Place {
+        file: Arc::from(path.to_string_lossy()),
+        line: 0,
     }
 }
 
