@@ -346,22 +346,75 @@ fn a_file_half_written_changes_nothing_until_it_is_whole() {
 
     // The writer keeps the file open while the source looks at it.
     let mut file = fs::File::create(watched.path("a.yaml")).unwrap();
-    file.write_all(b"---\n{apiVersion: v1, kind: Pod, metadata: {na")
-        .unwrap();
-    let broken = watched.next();
-    assert_eq!(show(&broken.updates), Vec::<String>::new());
-    assert_eq!((broken.findings.len(), broken.objects), (1, 2));
-    file.write_all(b"me: a}}\n").unwrap();
+    file.write_all(pod("a", 2).as_bytes()).unwrap();
+    let half = watched.next();
+    assert_eq!(show(&half.updates), Vec::<String>::new());
+    assert_eq!(
+        half.findings[0].to_string(),
+        format!(
+            "{}: error: the file is open for writing; what it held stays in force; close it: it is read then",
+            watched.path("a.yaml").display()
+        )
+    );
+    assert_eq!((half.objects, half.state), (2, SourceState::InSync));
+    file.write_all(pod("c", 1).as_bytes()).unwrap();
     drop(file);
 
-    assert_eq!(watched.until("-b"), [["+a", "-b"]]);
+    let mut told = watched.until("+c").concat();
+    told.sort();
+    assert_eq!(told, ["+a", "+c", "-b"]);
 }
 
 #[test]
-fn a_file_that_is_opened_and_not_written_yet_keeps_its_objects() {
+fn wherever_a_text_is_cut_nothing_changes_before_the_file_is_closed() {
+    use std::io::Write as _;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.yaml");
+    // Block style: nearly every cut is a valid text.
+    let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  labels:\n    app: front\nstatus:\n  podIP: 10.0.0.1\n"
+        .to_owned()
+        + &policy("deny", "{podSelector: {}}");
+    fs::write(&path, &text).unwrap();
+    let mut source = FileSource::open(directory.path(), Detail::Problems);
+    assert_eq!(show(&source.load().updates), ["+web", "+deny"]);
+
+    for end in 0..text.len() {
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(&text.as_bytes()[..end]).unwrap();
+        let batch = source.load();
+        assert_eq!(show(&batch.updates), Vec::<String>::new(), "{end}");
+        assert_eq!(batch.findings.len(), 1, "{end}");
+        assert_eq!(batch.state, SourceState::InSync, "{end}");
+        file.write_all(&text.as_bytes()[end..]).unwrap();
+        drop(file);
+        let batch = source.load();
+        assert_eq!((batch.updates, batch.findings), (vec![], vec![]), "{end}");
+    }
+}
+
+#[test]
+fn a_file_that_is_being_written_at_the_start_is_waited_for() {
+    use std::io::Write as _;
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = fs::File::create(directory.path().join("a.yaml")).unwrap();
+    file.write_all(pod("a", 1).as_bytes()).unwrap();
+    let mut source = FileSource::open(directory.path(), Detail::Problems);
+
+    let first = source.load();
+    assert_eq!(show(&first.updates), Vec::<String>::new());
+    assert!(!first.state.is_in_sync());
+    drop(file);
+
+    let second = source.load();
+    assert_eq!(show(&second.updates), ["+a"]);
+    assert_eq!(second.state, SourceState::InSync);
+}
+
+#[test]
+fn a_file_that_was_opened_and_not_written_keeps_its_objects() {
     let (watched, _) = Watched::start(&[("a.yaml", &(pod("a", 1) + &policy("p", "{}")))]);
 
-    // As `kubectl get ... > a.yaml` does for as long as the answer takes.
+    // As a program does that is ended before it has written anything.
     fs::File::create(watched.path("a.yaml")).unwrap();
     let empty = watched.next();
     assert_eq!(show(&empty.updates), Vec::<String>::new());

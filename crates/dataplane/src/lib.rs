@@ -6,3 +6,4 @@ pub mod link;
 pub mod nflog;
 pub mod nft;
 pub mod program_text;
+pub mod read_lease;

@@ -1,7 +1,7 @@
 //! Which paths to look at, and when: events are merged by path until a change is complete.
 //!
 //! A file that was closed after writing, or moved into place, is complete at once. A file that is only being
-//! modified is looked at when it has been quiet for a moment. A removal waits as long, since many programs save by
+//! modified is looked at when it has been quiet for a moment, and read if nobody has it open for writing. A removal waits as long, since many programs save by
 //! removing and creating, and since files also vanish one by one when their directory does.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +20,10 @@ const PATHS: usize = 4_096;
 pub(super) enum Change {
     /// A new content is complete.
     Complete,
-    /// It is being changed.
+    /// Something about it changed.
     Modified,
+    /// Bytes of it changed, and whoever wrote them has not closed it yet.
+    Written,
     /// It went away.
     Removed,
 }
@@ -64,7 +66,9 @@ impl Debounce {
         });
         wait.due = match change {
             Change::Complete => now,
-            Change::Modified | Change::Removed => (now + QUIET).min(wait.first + PATIENCE),
+            Change::Modified | Change::Written | Change::Removed => {
+                (now + QUIET).min(wait.first + PATIENCE)
+            }
         };
     }
 

@@ -51,6 +51,11 @@ pub struct FileSource {
     trouble: Option<String>,
     /// Files that are there and cannot be read, with the reason.
     unreadable: BTreeMap<Arc<str>, Obstacle>,
+    /// Files that somebody has open for writing.
+    being_written: BTreeSet<Arc<str>>,
+    /// Files that were written and, as far as events tell, not closed since; where the kernel cannot be asked.
+    writers: BTreeSet<Arc<str>>,
+    was_in_sync: bool,
     /// Findings about the directory itself.
     findings: Vec<Finding>,
 }
@@ -125,6 +130,9 @@ impl FileSource {
             state: SourceState::NotInSync { reason },
             trouble: None,
             unreadable: BTreeMap::new(),
+            being_written: BTreeSet::new(),
+            writers: BTreeSet::new(),
+            was_in_sync: false,
             findings: Vec::new(),
         }
     }
@@ -305,6 +313,27 @@ impl FileSource {
         self.take_in(&to_read)
     }
 
+    /// An event told that bytes of the file changed.
+    pub(super) fn note_writer(&mut self, path: &Path) {
+        if let Some(name) = path.to_str()
+            && self.writers.len() < directory::FILES
+        {
+            self.writers.insert(name.into());
+        }
+    }
+
+    /// An event told that the file was closed after writing, moved or removed.
+    pub(super) fn forget_writer(&mut self, path: &Path) {
+        if let Some(name) = path.to_str() {
+            self.writers.remove(name);
+        }
+    }
+
+    /// Events were lost, and maybe those that tell of closed files.
+    pub(super) fn forget_writers(&mut self) {
+        self.writers.clear();
+    }
+
     /// Keeps everything and is not in sync.
     fn lose(&mut self, reason: String) -> Step {
         self.trouble = Some(reason);
@@ -324,10 +353,19 @@ impl FileSource {
         let crowded = || {
             (self.ledger.refused() > 0).then(|| format!("there are more than {OBJECTS} objects"))
         };
-        let state = match self.trouble.clone().or_else(unread).or_else(crowded) {
+        // What a file held before stays in force while it is written; of one that was never read, nothing does.
+        let awaited = || {
+            let name = self.being_written.first()?;
+            let name = printable(Path::new(&**name));
+            (!self.was_in_sync)
+                .then(|| format!("{name} is open for writing; it is read when it is closed"))
+        };
+        let reason = self.trouble.clone().or_else(unread).or_else(crowded);
+        let state = match reason.or_else(awaited) {
             Some(reason) => SourceState::NotInSync { reason },
             None => SourceState::InSync,
         };
+        self.was_in_sync |= state == SourceState::InSync;
         let is_news = state != self.state;
         self.state = state;
         is_news
@@ -392,8 +430,16 @@ impl FileSource {
 
     /// What a read file means for the ledger; `None` when it says what it said before.
     fn recognise(&mut self, file: ReadFile) -> Option<(Arc<str>, FileChange)> {
-        let ReadFile { name, content } = file;
+        let ReadFile {
+            name,
+            mut content,
+            is_leased,
+        } = file;
+        if !is_leased && self.writers.contains(&name) && !matches!(content, Content::Gone) {
+            content = Content::BeingWritten;
+        }
         self.unreadable.remove(&name);
+        self.being_written.remove(&name);
         let (known, change) = match content {
             Content::Documents(Seen { signature, hash }, documents) => (
                 Known {
@@ -419,6 +465,17 @@ impl FileSource {
                 let finding = Finding::of_file(&name, message, "split it over several files");
                 let known = Known {
                     signature: Some(signature),
+                    hash: None,
+                };
+                (known, Some(FileChange::Unreadable(finding)))
+            }
+            Content::BeingWritten => {
+                let message =
+                    "the file is open for writing; what it held stays in force".to_owned();
+                let finding = Finding::of_file(&name, message, "close it: it is read then");
+                self.being_written.insert(name.clone());
+                let known = Known {
+                    signature: None,
                     hash: None,
                 };
                 (known, Some(FileChange::Unreadable(finding)))
@@ -499,5 +556,37 @@ fn key_of(update: &Update) -> ObjectKey {
     match update {
         Update::Upsert(object) => object.key(),
         Update::Remove(key) => key.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_leases_events_tell_that_a_file_is_being_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.yaml");
+        let name: Arc<str> = path.to_str().unwrap().into();
+        let mut source = FileSource::open(directory.path(), Detail::Problems);
+        let change_of = |source: &mut FileSource| {
+            let file = ReadFile {
+                name: name.clone(),
+                content: Content::Documents(
+                    Seen {
+                        signature: None,
+                        hash: 1,
+                    },
+                    Some(Vec::new()),
+                ),
+                is_leased: false,
+            };
+            source.recognise(file).unwrap().1
+        };
+
+        source.note_writer(&path);
+        assert!(matches!(change_of(&mut source), FileChange::Unreadable(_)));
+        source.forget_writer(&path);
+        assert!(matches!(change_of(&mut source), FileChange::Read(_)));
     }
 }

@@ -160,8 +160,9 @@ impl Ledger {
         let Some(strongest) = self.strongest(standing) else {
             return Vec::new();
         };
-        let is_other =
-            |id: &ClaimId| *id != strongest && !matches!(self.claim(*id).state, State::Missing(_));
+        let is_other = |id: &ClaimId| {
+            *id != strongest && !matches!(self.claim(*id).state, State::Missing(_) | State::Lost(_))
+        };
         let finding = |id: ClaimId| Finding {
             severity: Severity::Error,
             place: self.place(id),

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use nix::fcntl::OFlag;
 use towpath_api::Document;
+use towpath_dataplane::read_lease::{self, ReadLease};
 
 use super::directory::{Obstacle, Signature, is_dangling, is_recent};
 
@@ -28,6 +29,8 @@ const THREADS: usize = 4;
 pub(super) struct ReadFile {
     pub(super) name: Arc<str>,
     pub(super) content: Content,
+    /// Whether the kernel warrants that nobody had it open for writing.
+    pub(super) is_leased: bool,
 }
 
 #[derive(Debug)]
@@ -40,14 +43,17 @@ pub(super) enum Content {
     Gone,
     /// It is there and too large.
     TooLarge(Signature),
+    /// Somebody has it open for writing.
+    BeingWritten,
     /// It is there and cannot be read.
     Unreadable(Obstacle),
 }
 
 /// The bytes of a file, or why there are none.
 enum Bytes {
-    Read(Metadata, Vec<u8>),
+    Read(Metadata, Vec<u8>, ReadLease),
     TooLarge(Signature),
+    BeingWritten,
     /// A directory.
     NoFile,
     Special(FileType),
@@ -102,8 +108,10 @@ pub(super) fn read_some(names: &[(Arc<str>, Option<u64>)]) -> Vec<ReadFile> {
 }
 
 fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
+    let mut is_leased = false;
     let content = match read_bytes(Path::new(&**name)) {
-        Ok(Bytes::Read(metadata, bytes)) => {
+        Ok(Bytes::Read(metadata, bytes, lease)) => {
+            is_leased = lease == ReadLease::Held;
             let hash = hash(&bytes);
             // The time is taken after the read: a write since then has a later stamp.
             let is_settled = !is_recent(&metadata, SystemTime::now());
@@ -120,6 +128,7 @@ fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
             }
         }
         Ok(Bytes::TooLarge(signature)) => Content::TooLarge(signature),
+        Ok(Bytes::BeingWritten) => Content::BeingWritten,
         Ok(Bytes::NoFile) => Content::Gone,
         Ok(Bytes::Special(kind)) => Content::Unreadable(Obstacle::special(kind)),
         Err(_) if is_dangling(Path::new(&**name)) => Content::Unreadable(Obstacle::dangling()),
@@ -129,6 +138,7 @@ fn read(name: &Arc<str>, known: Option<u64>, parsed: &AtomicU64) -> ReadFile {
     ReadFile {
         name: name.clone(),
         content,
+        is_leased,
     }
 }
 
@@ -149,6 +159,10 @@ fn read_bytes(path: &Path) -> io::Result<Bytes> {
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
         .open(path)?;
+    let lease = read_lease::take(&file);
+    if lease == ReadLease::Refused {
+        return Ok(Bytes::BeingWritten);
+    }
     // Of what was opened, before it is read.
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -159,7 +173,7 @@ fn read_bytes(path: &Path) -> io::Result<Bytes> {
     if bytes.len() as u64 > FILE_BYTES {
         return Ok(Bytes::TooLarge(Signature::of(&metadata)));
     }
-    Ok(Bytes::Read(metadata, bytes))
+    Ok(Bytes::Read(metadata, bytes, lease))
 }
 
 fn hash(bytes: &[u8]) -> u64 {

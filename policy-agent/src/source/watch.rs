@@ -235,7 +235,7 @@ impl<E: FnMut(Batch)> Follower<E> {
             self.take(message);
         }
         if self.has_overflown.swap(false, Ordering::AcqRel) {
-            self.debounce.rescan(Instant::now(), Duration::ZERO);
+            self.miss_events(Instant::now());
         }
         true
     }
@@ -246,14 +246,20 @@ impl<E: FnMut(Batch)> Follower<E> {
             Message::Event(Ok(event), received) => self.take_event(event, received),
             Message::Event(Err(error), received) => {
                 warn!(%error, "file events failed; looking at the whole directory");
-                self.debounce.rescan(received, Duration::ZERO);
+                self.miss_events(received);
             }
         }
     }
 
+    /// Some events are lost: anything may have happened.
+    fn miss_events(&mut self, now: Instant) {
+        self.source.forget_writers();
+        self.debounce.rescan(now, Duration::ZERO);
+    }
+
     fn take_event(&mut self, event: Event, now: Instant) {
         if event.need_rescan() {
-            self.debounce.rescan(now, Duration::ZERO);
+            self.miss_events(now);
         }
         for (path, change) in classify(event) {
             if path == self.source.root() {
@@ -262,6 +268,11 @@ impl<E: FnMut(Batch)> Follower<E> {
                 }
                 self.debounce.rescan(now, QUIET);
             } else if is_manifest(&path) && !self.watches.watched.contains_key(&path) {
+                match change {
+                    Change::Written => self.source.note_writer(&path),
+                    Change::Complete | Change::Removed => self.source.forget_writer(&path),
+                    Change::Modified => {}
+                }
                 self.debounce.add(path, change, now);
             } else if is_directory_like(&path) {
                 if change == Change::Removed {
@@ -298,6 +309,7 @@ fn classify(event: Event) -> Vec<(PathBuf, Change)> {
         | EventKind::Remove(
             RemoveKind::File | RemoveKind::Folder | RemoveKind::Any | RemoveKind::Other,
         ) => Change::Removed,
+        EventKind::Modify(ModifyKind::Data(_)) => Change::Written,
         EventKind::Create(_) | EventKind::Modify(_) | EventKind::Any | EventKind::Other => {
             Change::Modified
         }

@@ -26,6 +26,8 @@ pub(super) enum State {
     Missing(u64),
     /// Bad from the beginning, with the meaning of its stand-in, if it has one.
     Bad(Option<u64>),
+    /// Bad from the beginning, and its text is gone, though a part of the file is bad: the stand-in stays.
+    Lost(u64),
 }
 
 /// What consumers hold of an object, in a word: its meaning but for two bits, and whether it is a stand-in.
@@ -45,7 +47,7 @@ impl State {
         match self {
             Self::Good(_) | Self::Kept(_) => 0,
             Self::Missing(_) => 1,
-            Self::Bad(Some(_)) => 2,
+            Self::Bad(Some(_)) | Self::Lost(_) => 2,
             Self::Bad(None) => 3,
         }
     }
@@ -53,7 +55,7 @@ impl State {
     pub(super) fn good_meaning(self) -> Option<u64> {
         match self {
             Self::Good(meaning) | Self::Kept(meaning) | Self::Missing(meaning) => Some(meaning),
-            Self::Bad(_) => None,
+            Self::Bad(_) | Self::Lost(_) => None,
         }
     }
 
@@ -61,6 +63,7 @@ impl State {
     pub(super) fn wanted(self) -> Option<InForce> {
         match self {
             Self::Bad(meaning) => meaning.map(|meaning| InForce::new(meaning, true)),
+            Self::Lost(meaning) => Some(InForce::new(meaning, true)),
             Self::Good(meaning) | Self::Kept(meaning) | Self::Missing(meaning) => {
                 Some(InForce::new(meaning, false))
             }

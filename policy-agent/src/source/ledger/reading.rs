@@ -42,7 +42,10 @@ pub(super) fn read(
 /// What stays of claims whose file can no longer be understood.
 pub(super) fn keep(old: Vec<Claim>, finding: Finding) -> Read {
     let keep_one = |claim: Claim| {
-        let state = claim.state.good_meaning().map_or(claim.state, State::Kept);
+        let state = match claim.state {
+            State::Bad(Some(meaning)) => State::Lost(meaning),
+            state => state.good_meaning().map_or(state, State::Kept),
+        };
         (Claim { state, ..claim }, None)
     };
     let claims = old.into_iter().map(keep_one).collect();
@@ -68,7 +71,7 @@ struct Reading<'a> {
     keeps_notes: bool,
     /// Last good versions that the file had.
     good: HashMap<&'a ObjectKey, &'a Claim>,
-    /// Those of them that its new text no longer names, though a part of it is bad.
+    /// What it said that its new text no longer names, though a part of it is bad.
     missing: BTreeMap<&'a ObjectKey, &'a Claim>,
     /// How many missing policies of one kind and namespace may hide behind a policy without a name.
     hidden: HashMap<(Kind, String), usize>,
@@ -102,23 +105,26 @@ impl<'a> Reading<'a> {
                 .filter(has_good)
                 .map(|claim| (&claim.key, claim))
                 .collect();
-            reading.find_missing(documents);
+            reading.find_missing(documents, old);
         }
         reading
     }
 
-    fn find_missing(&mut self, documents: &[Document]) {
-        self.missing = self
-            .good
+    fn find_missing(&mut self, documents: &[Document], old: &'a [Claim]) {
+        let stays = |claim: &&Claim| claim.state.wanted().is_some();
+        self.missing = old
             .iter()
-            .map(|(key, claim)| (*key, *claim))
+            .filter(stays)
+            .map(|claim| (&claim.key, claim))
             .collect();
         for document in documents {
             if let Some(key) = key_of(&document.outcome) {
                 self.missing.remove(&key);
             }
         }
-        for identity in self.missing.keys().filter_map(|key| Identity::of(key)) {
+        let missing = self.missing.keys();
+        let good = missing.filter(|key| self.good.contains_key(*key));
+        for identity in good.filter_map(|key| Identity::of(key)) {
             let place = (
                 identity.kind,
                 identity.namespace.unwrap_or_default().to_string(),
@@ -218,17 +224,19 @@ impl<'a> Reading<'a> {
 
     fn finish(mut self) -> Read {
         for (key, claim) in std::mem::take(&mut self.missing) {
-            if let Some(meaning) = claim.state.good_meaning() {
-                let state = State::Missing(meaning);
-                self.claim(
-                    Claim {
-                        key: key.clone(),
-                        state,
-                        line: claim.line,
-                    },
-                    None,
-                );
-            }
+            let state = match claim.state {
+                State::Bad(None) => continue,
+                State::Bad(Some(meaning)) | State::Lost(meaning) => State::Lost(meaning),
+                State::Good(meaning) | State::Kept(meaning) | State::Missing(meaning) => {
+                    State::Missing(meaning)
+                }
+            };
+            let claim = Claim {
+                key: key.clone(),
+                state,
+                line: claim.line,
+            };
+            self.claim(claim, None);
         }
         self.read
     }

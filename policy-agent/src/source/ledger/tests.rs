@@ -211,6 +211,42 @@ fn a_bad_policy_without_a_good_version_is_closed() {
 }
 
 #[test]
+fn a_stand_in_stays_until_its_file_is_whole() {
+    let bad = policy("q", "{podSelector: {matchLabels: {app: web}}, ingress: 7}");
+    let broken =
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: q, namespace: sh";
+    let unreadable = || {
+        let finding = Finding::of_file(&"a".into(), "it cannot be read".to_owned(), "");
+        FileChange::Unreadable(finding)
+    };
+    let mut world = World::new();
+
+    assert_eq!(world.write(&[("a", some(bad))]).len(), 1);
+    for _ in 0..2 {
+        let told = world.write(&[("a", some(broken))]);
+        assert!(
+            told.iter().all(|update| update.starts_with('~')),
+            "{told:?}"
+        );
+        assert!(
+            world
+                .ledger
+                .apply(vec![("a".into(), unreadable())])
+                .updates
+                .is_empty()
+        );
+        assert!(world.ledger.len() >= 1);
+    }
+    let told = world.write(&[("a", some(pod("x", 1)))]);
+
+    assert!(
+        told.contains(&"-NetworkPolicy shop/q".to_owned()),
+        "{told:?}"
+    );
+    assert_eq!(world.ledger.len(), 1);
+}
+
+#[test]
 fn a_bad_pod_without_a_good_version_is_absent() {
     let mut world = World::new();
 
