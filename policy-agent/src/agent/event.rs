@@ -54,6 +54,8 @@ pub(super) enum ApplierNews {
     Retrying(u32, String),
     /// What became of a wish to open enforcement for a while, by its number.
     Bypassed(u64, BypassOutcome),
+    /// What is noted on disk for the next start is up to date, or why not.
+    Noted(Option<String>),
     /// The tables were read back, with this outcome.
     Verified(Drift),
     /// It has given up.

@@ -3,7 +3,7 @@
 //! Nothing here waits for the kernel. A flush is made when the queue is empty, or 1 ms after the first event that it
 //! will contain; nothing is sent to the applier before the source is in sync and all interfaces have been seen.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,11 +22,12 @@ use super::denied::DeniedFlows;
 use super::event::{ApplierNews, Event, SourceChange};
 use super::facts::KnownFacts;
 use super::foreign_ports::ForeignPorts;
+use super::in_flight::{InFlight, MOST_ARRIVALS};
 use super::interfaces::{HostFacts, InterfaceChange};
 use super::latency::Latencies;
 use super::link::LinkControl;
 use super::local_services;
-use super::metrics::{CommitResult, Metrics, Teller, gauge};
+use super::metrics::{CommitResult, Metrics, Teller};
 use super::obstacles::Lookout;
 use super::publishing::Publishing;
 use super::report::{Commits, Problem};
@@ -45,8 +46,9 @@ const COALESCE: Duration = Duration::from_millis(1);
 const COLLECT_AFTER: Duration = Duration::from_secs(1);
 /// How often denied flows are attributed, and counts for the metrics are made, at most.
 const TICK: Duration = Duration::from_secs(1);
-/// Arrival times that are kept of one flush; of more, the oldest ones are measured.
-const MOST_ARRIVALS: usize = 1_024;
+/// Why the node is not ready while the kernel lags.
+const SLOW_KERNEL: &str =
+    "the kernel takes changes too slowly; what is in force is some seconds old";
 
 /// What the graph needs from its owner.
 pub(super) struct GraphParts {
@@ -80,8 +82,8 @@ pub(super) struct GraphThread {
     gate: Gate,
     /// Arrivals of the events that are not flushed yet, oldest first.
     unflushed: Vec<Instant>,
-    /// Arrivals of the events of generations that are not committed yet.
-    in_flight: VecDeque<(u64, Vec<Instant>)>,
+    /// What is not committed yet.
+    in_flight: InFlight,
     collect_at: Option<Instant>,
     tick_at: Instant,
     pub(super) host: HostFacts,
@@ -100,6 +102,8 @@ pub(super) struct GraphThread {
     pub(super) surroundings: Known,
     pub(super) unannounced: Unannounced,
     pub(super) warned: Warned,
+    /// Why what is in force could not be noted on disk.
+    pub(super) marker_fault: Option<String>,
     /// Whether it was said that no object speaks of this node.
     pub(super) is_stranger: bool,
     verify_at: Instant,
@@ -140,7 +144,7 @@ impl GraphThread {
             started: now,
             gate: Gate::default(),
             unflushed: Vec::new(),
-            in_flight: VecDeque::new(),
+            in_flight: InFlight::default(),
             collect_at: None,
             tick_at: now + TICK,
             host: HostFacts::default(),
@@ -156,6 +160,7 @@ impl GraphThread {
             surroundings: Known::default(),
             unannounced,
             warned: Warned::default(),
+            marker_fault: None,
             is_stranger: false,
             verify_at: now + config.verify_interval(),
             start_code: StartCode::default(),
@@ -258,6 +263,7 @@ impl GraphThread {
             Event::Applier(ApplierNews::Bypassed(sequence, outcome)) => {
                 self.take_bypass_outcome(sequence, &outcome);
             }
+            Event::Applier(ApplierNews::Noted(fault)) => self.marker_fault = fault,
             Event::Applier(ApplierNews::Failed(error)) => return Err(AgentError::Apply(error)),
             Event::Panicked(name) => return Err(AgentError::Panicked { name }),
             Event::Tampered => self.parts.applier.verify(),
@@ -359,8 +365,8 @@ impl GraphThread {
 
     /// When the oldest event came that the kernel does not have yet.
     pub(super) fn oldest_pending(&self) -> Option<Instant> {
-        let mut in_flight = self.in_flight.iter().flat_map(|(_, arrivals)| arrivals);
-        in_flight.next().or(self.unflushed.first()).copied()
+        let in_flight = self.in_flight.oldest_arrival();
+        in_flight.or(self.unflushed.first().copied())
     }
 
     /// Whether the applier has been told of everything.
@@ -412,8 +418,9 @@ impl GraphThread {
         self.commits.wanted_generation += 1;
         let generation = self.commits.wanted_generation;
         debug!(generation, phases = delta.phases.len(), "tables change");
-        self.in_flight.push_back((generation, arrivals));
+        self.in_flight.sent(generation, arrivals, Instant::now());
         self.parts.applier.submit(generation, delta);
+        self.note_pending();
     }
 
     /// A change is in force.
@@ -421,20 +428,15 @@ impl GraphThread {
         let metrics = &self.parts.metrics;
         metrics.count_commit(CommitResult::Done);
         metrics.commit_seconds.observe(applied.took.as_secs_f64());
-        while let Some((generation, _)) = self.in_flight.front()
-            && *generation <= applied.generation
-        {
-            let (_, arrivals) = self.in_flight.pop_front().expect("it has a front");
-            for arrival in arrivals {
-                let latency = at.saturating_duration_since(arrival);
-                metrics
-                    .programming_latency_seconds
-                    .observe(latency.as_secs_f64());
-                self.latencies.add(latency);
-            }
+        for arrival in self.in_flight.applied(applied.generation) {
+            let latency = at.saturating_duration_since(arrival);
+            metrics
+                .programming_latency_seconds
+                .observe(latency.as_secs_f64());
+            self.latencies.add(latency);
         }
-        metrics.pending_generations.set(gauge(self.in_flight.len()));
         self.commits.generation = applied.generation;
+        self.note_pending();
         self.commits.failed_in_a_row = 0;
         self.commits.error = None;
         self.commits.done += 1;
@@ -446,8 +448,29 @@ impl GraphThread {
         } else {
             debug!(generation, operations, took = ?applied.took, "committed");
         }
-        if self.parts.committed.met() {
+        if !self.in_flight.is_slow(at) && self.parts.committed.met() {
             info!(generation, after = ?at.duration_since(self.started), "policy is in force");
+        }
+    }
+
+    fn note_pending(&self) {
+        let Commits {
+            generation,
+            wanted_generation,
+            ..
+        } = self.commits;
+        let pending = wanted_generation.saturating_sub(generation);
+        let pending = i64::try_from(pending).unwrap_or(i64::MAX);
+        self.parts.metrics.pending_generations.set(pending);
+    }
+
+    /// Says so when the kernel lags behind; a failure says more.
+    fn look_for_slowness(&self, now: Instant) {
+        if self.commits.error.is_none()
+            && self.in_flight.is_slow(now)
+            && self.parts.committed.unmet(SLOW_KERNEL)
+        {
+            warn!("{SLOW_KERNEL}");
         }
     }
 
@@ -498,6 +521,7 @@ impl GraphThread {
             if self.is_in_sync {
                 self.parts.snapshots.tick(self.graph.cluster(), now);
             }
+            self.look_for_slowness(now);
             self.set_gauges();
             self.look_for_this_node();
             self.publish(now);

@@ -25,6 +25,7 @@ mod event;
 mod facts;
 mod foreign_ports;
 mod graph;
+mod in_flight;
 mod interfaces;
 mod kept_results;
 mod latency;
@@ -377,6 +378,7 @@ fn applier_report(sender: SyncSender<Event>, beat: Beat) -> impl FnMut(Report) +
             Report::Retrying { failures, failure } => ApplierNews::Retrying(failures, failure),
             Report::Verified(drift) => ApplierNews::Verified(drift),
             Report::Bypassed(sequence, outcome) => ApplierNews::Bypassed(sequence, outcome),
+            Report::Noted(fault) => ApplierNews::Noted(fault),
             Report::Unverified(error) => {
                 warn!(error = chain(&error), "cannot read the tables back");
                 return;

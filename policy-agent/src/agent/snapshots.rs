@@ -122,6 +122,12 @@ impl Snapshots {
         }
     }
 
+    /// Whether the last one could not be written.
+    pub(super) fn is_failing(&self) -> bool {
+        let writer = self.writer.as_ref();
+        writer.is_some_and(SnapshotWriter::is_failing)
+    }
+
     /// Writes what has changed, at the end.
     pub(super) fn finish(&mut self, cluster: &Cluster) {
         if let Some(writer) = &mut self.writer {

@@ -109,13 +109,7 @@ impl StateDirectory {
             fs::set_permissions(path, Permissions::from_mode(OWNER_ONLY))
                 .map_err(failed("protect"))?;
         }
-        let lock = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path.join(LOCK))
-            .map_err(failed("make the lock in"))?;
+        let lock = open_lock(&path.join(LOCK)).map_err(failed("make the lock in"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -238,6 +232,20 @@ impl StateDirectory {
             path,
             source,
         })
+    }
+}
+
+/// The lock's file. On a disk that cannot be written, one of an earlier run serves as well: an agent that does not start
+/// protects nobody.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(false).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            warn!(lock = %path.display(), "the state directory cannot be written");
+            File::open(path)
+        }
+        opened => opened,
     }
 }
 

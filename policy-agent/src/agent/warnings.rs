@@ -25,16 +25,19 @@ pub(super) enum WarningKind {
     Chain,
     /// The CNI plugin was not called for pods.
     Silent,
+    /// Files of the state directory cannot be written.
+    State,
 }
 
 impl WarningKind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Node,
         Self::Interfaces,
         Self::Blocks,
         Self::Flannel,
         Self::Chain,
         Self::Silent,
+        Self::State,
     ];
 
     /// As in metrics.
@@ -46,13 +49,14 @@ impl WarningKind {
             Self::Flannel => "flannel",
             Self::Chain => "cni-chain",
             Self::Silent => "cni-silent",
+            Self::State => "state",
         }
     }
 
     /// Whether nobody else logs it, under its text or, where that changes with every pod, once for all.
     fn log_key(self, text: &str) -> Option<(Self, String)> {
         match self {
-            Self::Node | Self::Interfaces | Self::Blocks => None,
+            Self::Node | Self::Interfaces | Self::Blocks | Self::State => None,
             Self::Flannel | Self::Chain => Some((self, text.to_owned())),
             Self::Silent => Some((self, String::new())),
         }
@@ -119,11 +123,24 @@ impl GraphThread {
             format!("{fault}; run towpath cni install again, with --method copy for a copy, or towpath cni remove")
         });
         warnings.extend(fault.map(one(WarningKind::Chain)));
+        warnings.extend(self.unwritten().map(one(WarningKind::State)));
         let silent = self.unannounced.silent(now);
         let count = silent.len();
         let text = unannounced::warning(&silent);
         warnings.extend(text.map(|text| (WarningKind::Silent, count, text)));
         warnings
+    }
+
+    /// What cannot be written to the state directory, and what that means.
+    fn unwritten(&self) -> impl Iterator<Item = String> {
+        let marker = self.marker_fault.as_ref().map(|fault| {
+            format!("{fault}; after a reboot pods may be open until the first commit")
+        });
+        let snapshot = self.parts.snapshots.is_failing().then(|| {
+            let text = "cannot write the snapshot; after a reboot pods stay closed until the API server answers";
+            text.to_owned()
+        });
+        marker.into_iter().chain(snapshot)
     }
 
     /// For people.

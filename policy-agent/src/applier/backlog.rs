@@ -36,12 +36,17 @@ impl Backlog {
         self.generation = Some(generation);
         self.phases.extend(delta.phases);
         if self.phases.len() > MOST_PHASES {
-            let mut phases = std::mem::take(&mut self.phases).into_iter();
-            let mut merged = phases.next().unwrap_or_default();
-            phases.for_each(|phase| merge(&mut merged, phase));
-            self.phases.push(merged);
+            self.phases = vec![join(std::mem::take(&mut self.phases))];
         }
     }
+}
+
+/// Makes one phase of several in order: the last change of a key counts.
+pub(super) fn join(phases: impl IntoIterator<Item = Phase>) -> Phase {
+    let mut phases = phases.into_iter();
+    let mut joined = phases.next().unwrap_or_default();
+    phases.for_each(|phase| merge(&mut joined, phase));
+    joined
 }
 
 /// Adds later changes to earlier ones: the last one of a key counts.

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use towpath_runtime::file;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::PodPlaces;
 
@@ -26,6 +26,8 @@ const VERSION: u32 = 1;
 pub struct Marker {
     path: PathBuf,
     written: Option<PodPlaces>,
+    /// Why the last attempt to write failed.
+    failure: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,8 +46,7 @@ impl Marker {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let written = None;
-                return Ok((Self { path, written }, None));
+                return Ok((Self::new(path, None), None));
             }
             Err(error) => return Err(error),
         };
@@ -55,22 +56,47 @@ impl Marker {
             warn!(%path, "cannot understand what an earlier run left; closing what is configured");
         }
         let places = written.clone().unwrap_or_default();
-        Ok((Self { path, written }, Some(places)))
+        Ok((Self::new(path, written), Some(places)))
+    }
+
+    fn new(path: PathBuf, written: Option<PodPlaces>) -> Self {
+        Self {
+            path,
+            written,
+            failure: None,
+        }
     }
 
     /// Notes that policy is enforced. Does nothing when that is known; a failure is tried again with the next call.
-    pub fn note(&mut self, places: PodPlaces) {
-        if self.written.as_ref() == Some(&places) {
-            return;
+    /// Returns whether it is noted, or why not, when that is news: many commits on a full disk are one line in the log.
+    pub fn note(&mut self, places: PodPlaces) -> Option<Result<(), String>> {
+        let mut failure = None;
+        if self.written.as_ref() != Some(&places) {
+            match self.write(&places) {
+                Ok(()) => self.written = Some(places),
+                Err(error) => {
+                    failure = Some(format!("cannot write {}: {error}", self.path.display()));
+                }
+            }
         }
-        match self.write(&places) {
-            Ok(()) => self.written = Some(places),
-            Err(error) => warn!(
-                path = %self.path.display(),
-                %error,
-                "cannot note that policy is enforced: after a reboot pods may be open until the first commit"
-            ),
+        if failure == self.failure {
+            return None;
         }
+        self.failure.clone_from(&failure);
+        let Some(failure) = failure else {
+            info!("what could not be noted before is noted: policy is enforced");
+            return Some(Ok(()));
+        };
+        warn!(
+            failure,
+            "cannot note that policy is enforced: after a reboot pods may be open until the first commit"
+        );
+        Some(Err(failure))
+    }
+
+    /// Whether the last attempt to write failed.
+    pub fn is_failing(&self) -> bool {
+        self.failure.is_some()
     }
 
     /// Replaces the file as a whole.
@@ -172,9 +198,11 @@ mod tests {
         let state = directory.path().join("state");
         let (mut marker, _) = Marker::open(&state).unwrap();
 
-        marker.note(places());
+        let failure = marker.note(places()).unwrap().unwrap_err();
+        assert!(failure.contains(MARKER), "{failure}");
+        assert!(marker.is_failing() && marker.note(places()).is_none());
         fs::create_dir(&state).unwrap();
-        marker.note(places());
+        assert_eq!(marker.note(places()), Some(Ok(())));
 
         assert_eq!(Marker::open(&state).unwrap().1, Some(places()));
     }

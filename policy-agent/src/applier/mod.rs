@@ -35,6 +35,9 @@ pub use verify::Drift;
 const MOST_ATTEMPTS: u32 = 8;
 /// Failed replacements in a row before the applier gives up: some eight seconds.
 const MOST_REPLACEMENTS: u32 = 14;
+/// A batch takes some milliseconds. After one that took so long, what else waits goes in one batch: else each phase
+/// would cost that time again.
+const SLOW_BATCH: Duration = Duration::from_millis(500);
 
 /// Commits what is enqueued, phase by phase.
 pub struct Applier {
@@ -51,6 +54,8 @@ pub struct Applier {
     generation: u64,
     /// Both tables must be replaced: first start, or the kernel does not hold what we think.
     must_replace: bool,
+    /// The last attempt took long.
+    is_slow: bool,
     failures: u32,
     /// The last failure, in words, while `failures` is above 0.
     failure: String,
@@ -151,6 +156,7 @@ impl Applier {
             job: None,
             generation: 0,
             must_replace: true,
+            is_slow: false,
             failures: 0,
             failure: String::new(),
             guard: None,
@@ -173,15 +179,19 @@ impl Applier {
         self
     }
 
-    /// Writes the marker if what stands in it is not in force any more. Takes a moment when it does.
-    pub fn remember(&mut self) {
+    /// Writes the marker if what stands in it is not in force any more. Takes a moment when it does. Returns whether it
+    /// stands, or why not, when that is news.
+    pub fn remember(&mut self) -> Option<Result<(), String>> {
         if self.generation == 0 {
-            return;
+            return None;
         }
         let places = self.places();
-        if let Some(marker) = &mut self.marker {
-            marker.note(places);
-        }
+        self.marker.as_mut()?.note(places)
+    }
+
+    /// Whether the marker could not be written last time, so that [`Self::remember`] is to be called without a change.
+    pub fn must_remember(&self) -> bool {
+        self.marker.as_ref().is_some_and(Marker::is_failing)
     }
 
     /// Failures in a row, and the last one in words; `None` when the last attempt worked.
@@ -250,7 +260,9 @@ impl Applier {
                 self.commit_batch()
             };
             let job = self.job.as_mut().expect("a job stays until it is done");
-            job.took += started.elapsed();
+            let took = started.elapsed();
+            self.is_slow = took >= SLOW_BATCH;
+            job.took += took;
             match result {
                 Ok(operations) => {
                     self.failures = 0;
@@ -274,6 +286,10 @@ impl Applier {
         let Some(job) = &mut self.job else { return };
         if self.must_replace || job.batch.is_some() {
             return;
+        }
+        if self.is_slow {
+            let joined = backlog::join(job.phases.drain(..));
+            job.phases.push_back(joined);
         }
         let phase = job.phases.pop_front().unwrap_or_default();
         let rendered = render::phase(&self.tables, &phase);

@@ -443,6 +443,33 @@ fn phase_with_peer() -> Phase {
     }
 }
 
+#[test]
+fn what_waits_behind_a_slow_batch_goes_in_one() {
+    let kernel = fresh(&Tables::default(), &NodeFacts::default());
+    let mut applier = applier(&kernel);
+    applier.enqueue(change(1, Vec::new()));
+    settle(&mut applier).unwrap();
+    let networks = ["10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"];
+    let phase = |network: &str| Phase {
+        pod_networks: [(network.parse().unwrap(), Some(()))].into(),
+        ..Phase::default()
+    };
+    let before = kernel.attempts();
+
+    applier.is_slow = true;
+    applier.enqueue(change(2, networks.map(phase).into()));
+    settle(&mut applier).unwrap();
+
+    assert_eq!(kernel.attempts() - before, 1);
+    let pod_networks: Vec<_> = applier.tables().pod_networks.keys().collect();
+    assert_eq!(pod_networks.len(), networks.len());
+    // The kernel is quick again: each phase is a batch.
+    let networks = ["10.244.4.0/24", "10.244.5.0/24"];
+    applier.enqueue(change(3, networks.map(phase).into()));
+    settle(&mut applier).unwrap();
+    assert_eq!(kernel.attempts() - before, 3);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -452,6 +479,7 @@ proptest! {
         states in vec((tables(), facts()), 1..8),
         failing in vec((1_u64..20, prop_oneof![Just(EAGAIN), Just(EINVAL)]), 0..4),
         at_once in any::<bool>(),
+        is_slow in any::<bool>(),
     ) {
         let kernel = FakeKernel::new();
         for (nth, errno) in failing {
@@ -465,6 +493,7 @@ proptest! {
             backlog.push(generation, Delta { phases: vec![phase_between(&before, tables)] });
             backlog.facts = Some(facts.clone());
             before = tables.clone();
+            applier.is_slow = is_slow;
             if !at_once {
                 applier.enqueue(std::mem::take(&mut backlog));
                 settle(&mut applier).unwrap();

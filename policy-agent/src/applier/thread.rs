@@ -32,6 +32,8 @@ pub enum Report {
     Verified(Drift),
     /// A wish to open enforcement for a while was dealt with.
     Bypassed(u64, BypassOutcome),
+    /// What is noted on disk is up to date again, or could not be written, in words. Told when it changes.
+    Noted(Option<String>),
     /// The tables could not be read back.
     Unverified(CommitError),
     /// The applier has given up and the thread has ended: end the process.
@@ -158,6 +160,9 @@ impl<R: FnMut(Report)> Runner<R> {
         }
         loop {
             (self.report)(Report::Alive);
+            if self.applier.must_remember() {
+                self.remember();
+            }
             let inbox = self.mailbox.take();
             if inbox.end {
                 return;
@@ -190,7 +195,7 @@ impl<R: FnMut(Report)> Runner<R> {
                 Ok(Step::Idle) => return true,
                 Ok(Step::Applied(applied)) => {
                     (self.report)(Report::Applied(applied));
-                    self.applier.remember();
+                    self.remember();
                 }
                 Ok(Step::Retry(wait)) => {
                     if let Some((failures, failure)) = self.applier.failure() {
@@ -206,6 +211,13 @@ impl<R: FnMut(Report)> Runner<R> {
                     return false;
                 }
             }
+        }
+    }
+
+    /// Has the applier note what is in force, and tells when that begins or ends to fail.
+    fn remember(&mut self) {
+        if let Some(state) = self.applier.remember() {
+            (self.report)(Report::Noted(state.err()));
         }
     }
 

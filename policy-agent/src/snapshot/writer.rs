@@ -25,6 +25,7 @@ pub struct SnapshotWriter {
     earliest: Option<Instant>,
     /// Returns whether it could write.
     running: Option<JoinHandle<bool>>,
+    is_failing: bool,
 }
 
 impl SnapshotWriter {
@@ -36,7 +37,13 @@ impl SnapshotWriter {
             due: None,
             earliest: None,
             running: None,
+            is_failing: false,
         }
+    }
+
+    /// Whether the last snapshot could not be written.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing
     }
 
     /// Notes that the state has changed.
@@ -92,6 +99,7 @@ impl SnapshotWriter {
             warn!("writing the snapshot has panicked");
             false
         });
+        self.is_failing = !is_written;
         if !is_written {
             self.changed(now);
         }
@@ -166,11 +174,12 @@ mod tests {
         writer.changed(start);
         writer.tick(&cluster, start + SETTLE);
         writer.join(start + SETTLE);
+        assert!(writer.is_failing());
         std::fs::create_dir(&directory).unwrap();
 
         writer.tick(&cluster, start + SETTLE + INTERVAL);
         writer.join(start + SETTLE + INTERVAL);
 
-        assert!(directory.join(SNAPSHOT).exists());
+        assert!(directory.join(SNAPSHOT).exists() && !writer.is_failing());
     }
 }
