@@ -6,6 +6,8 @@
 //! * [`probe`]: who reaches whom; [`stream`]: what a long flow loses; [`frame`]: packets nobody would send.
 //! * [`matrix`]: all pods against all pods, compared with what should be.
 //! * [`random`] policies and what [`simulate`] says of them, for comparison with the kernel.
+//! * [`busy`]: a foreign program that makes the kernel slow.
+//! * [`mounts`]: disks that fail.
 //! * [`skip`]: tests that cannot run here say so.
 //!
 //! Everything a run makes lives in namespaces and one temporary directory with the run's own prefix. A keeper
@@ -15,6 +17,7 @@
 
 pub mod addresses;
 pub mod agent;
+pub mod busy;
 pub mod cluster;
 pub mod cni;
 pub mod frame;
@@ -22,6 +25,7 @@ pub mod keeper;
 pub mod lab;
 pub mod manifest;
 pub mod matrix;
+pub mod mounts;
 pub mod netns;
 pub mod probe;
 pub mod program;
