@@ -116,7 +116,7 @@ fn enforces_throughout(stage: &mut Stage, fault: Fault) -> Result<()> {
     // Nothing half-written is left.
     for entry in std::fs::read_dir(&state)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        assert!(!name.ends_with(".new"), "{name}");
+        assert!(!name.starts_with('.'), "{name}");
     }
     Ok(())
 }
