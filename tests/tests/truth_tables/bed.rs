@@ -24,13 +24,13 @@ use serde_json::{Value, json};
 use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{Api, KubernetesConfig, Rules};
 use towpath_tests::cni::PluginSet;
-use towpath_tests::lab::{Lab, LabConfig, PodSpec};
+use towpath_tests::lab::{Backend, Lab, LabConfig, PodSpec};
 use towpath_tests::netns::{self, Namespace};
 use towpath_tests::probe::Protocol;
 use towpath_tests::program;
 use towpath_tests::wait::until;
 
-use crate::case::Family;
+use crate::case::{BetweenNodes, Family};
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,12 +42,18 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    pub(crate) fn start() -> Result<Self> {
+    /// Flannel and kube-proxy write their rules in this way, and pods of two nodes reach each other in that way.
+    pub(crate) fn start(rules: Rules, between_nodes: BetweenNodes) -> Result<Self> {
         let mut lab = Lab::new(&LabConfig {
             ipv6: true,
             plugins: PluginSet::Module,
+            backend: match between_nodes {
+                BetweenNodes::Tunnel => Backend::Vxlan,
+                BetweenNodes::Routes => Backend::HostGateway,
+            },
             kubernetes: Some(KubernetesConfig {
-                proxy: Some(Rules::Nftables),
+                flannel: rules,
+                proxy: Some(rules),
                 ..KubernetesConfig::default()
             }),
             ..LabConfig::default()

@@ -15,6 +15,9 @@ pub(crate) struct Case {
     pub(crate) row: String,
     #[serde(rename = "case")]
     pub(crate) behaviour: String,
+    /// The only way between nodes for which it holds; without one, for all.
+    #[serde(default)]
+    pub(crate) between_nodes: Option<BetweenNodes>,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -23,6 +26,16 @@ impl Case {
     pub(crate) fn name(&self) -> String {
         format!("{}: {}", self.row, self.behaviour)
     }
+}
+
+/// What becomes of packets on their way between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BetweenNodes {
+    /// They travel in a tunnel; those of a node itself have its tunnel's address.
+    Tunnel,
+    /// They are routed as they are.
+    Routes,
 }
 
 /// Changes, and what holds after them. All changes of a step come before its probes.

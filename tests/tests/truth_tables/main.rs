@@ -2,7 +2,8 @@
 //! packets, both families.
 //!
 //! The cases stand in the YAML files beside this one, with the verdicts written by hand. All lie
-//! on one bed ([`bed`]), one after the other; each takes away what it has brought. What YAML cannot say is in [`special`].
+//! on one bed ([`bed`]), one after the other; each takes away what it has brought. They are played on a tunnel and nft
+//! tables, and again on routes and iptables. What YAML cannot say is in [`special`].
 
 mod bed;
 mod case;
@@ -14,10 +15,11 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use towpath_tests::cluster::Rules;
 use towpath_tests::require;
 
 use bed::Bed;
-use case::{Case, Refused, Step};
+use case::{BetweenNodes, Case, Refused, Step};
 
 /// The rows of the two tables. Each has at least one case.
 const NETWORK_POLICY: &[&str] = &[
@@ -82,6 +84,26 @@ fn every_row_of_the_tables_holds_on_the_wire() {
         Ipv6,
         Nft
     );
+    play_all(Rules::Nftables, BetweenNodes::Tunnel);
+}
+
+#[test]
+fn every_row_holds_with_routes_between_nodes_and_rules_of_iptables() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        KubeProxy,
+        CniModulePlugins,
+        BridgeNetfilter,
+        Ipv6,
+        Nft
+    );
+    play_all(Rules::Iptables, BetweenNodes::Routes);
+}
+
+fn play_all(rules: Rules, between_nodes: BetweenNodes) {
     let special = special::ALL.map(|(row, ..)| row);
     let pods = [
         include_str!("network_policy.yaml"),
@@ -98,12 +120,13 @@ fn every_row_of_the_tables_holds_on_the_wire() {
             case::read(&cluster, CLUSTER_NETWORK_POLICY, &[]).unwrap(),
         ),
     ];
-    let mut bed = Bed::start().unwrap();
+    let mut bed = Bed::start(rules, between_nodes).unwrap();
     let began = Instant::now();
 
     let mut report = Report::default();
     for (table, cases) in &tables {
-        for case in cases {
+        let holds_here = |case: &&Case| case.between_nodes.is_none_or(|way| way == between_nodes);
+        for case in cases.iter().filter(holds_here) {
             report.add(table, &case.row, &case.name(), run(&mut bed, case));
         }
     }
