@@ -84,7 +84,7 @@ fn every_row_of_the_tables_holds_on_the_wire() {
         Ipv6,
         Nft
     );
-    play_all(Rules::Nftables, BetweenNodes::Tunnel);
+    play_all(Rules::Nftables, BetweenNodes::Tunnel).unwrap();
 }
 
 #[test]
@@ -100,10 +100,10 @@ fn every_row_holds_with_routes_between_nodes_and_rules_of_iptables() {
         Ipv6,
         Nft
     );
-    play_all(Rules::Iptables, BetweenNodes::Routes);
+    play_all(Rules::Iptables, BetweenNodes::Routes).unwrap();
 }
 
-fn play_all(rules: Rules, between_nodes: BetweenNodes) {
+fn play_all(rules: Rules, between_nodes: BetweenNodes) -> Result<()> {
     let special = special::ALL.map(|(row, ..)| row);
     let pods = [
         include_str!("network_policy.yaml"),
@@ -113,14 +113,14 @@ fn play_all(rules: Rules, between_nodes: BetweenNodes) {
     let tables = [
         (
             "NetworkPolicy",
-            case::read(&pods, NETWORK_POLICY, &special).unwrap(),
+            case::read(&pods, NETWORK_POLICY, &special)?,
         ),
         (
             "ClusterNetworkPolicy",
-            case::read(&cluster, CLUSTER_NETWORK_POLICY, &[]).unwrap(),
+            case::read(&cluster, CLUSTER_NETWORK_POLICY, &[])?,
         ),
     ];
-    let mut bed = Bed::start(rules, between_nodes).unwrap();
+    let mut bed = Bed::start(rules, between_nodes)?;
     let began = Instant::now();
 
     let mut report = Report::default();
@@ -141,7 +141,7 @@ fn play_all(rules: Rules, between_nodes: BetweenNodes) {
         report.faults.len(),
         report.faults.join("\n")
     );
-    bed.lab.close().unwrap();
+    bed.lab.close()
 }
 
 /// What came out.
