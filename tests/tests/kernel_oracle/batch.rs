@@ -46,8 +46,8 @@ impl Batch {
         batch
     }
 
-    /// These probes while the state changes: what an earlier state says may hold too. Probes that this state would
-    /// send otherwise are left out.
+    /// These probes while the state changes: at each end, what an earlier state says may hold too. Probes that this
+    /// state would send otherwise are left out.
     pub(crate) fn since(&self, earlier: &Plan<'_>) -> Self {
         let mut batch = Self::default();
         for (shot, expectations) in self.shots.iter().zip(&self.expectations) {
@@ -58,9 +58,18 @@ impl Batch {
                 .filter(is_same);
             if let Some(Ok(before)) = before.map(|_| earlier.expect(shot)) {
                 batch.shots.push(*shot);
-                batch
-                    .expectations
-                    .push([&[before][..], expectations].concat());
+                let after = expectations.iter();
+                let half = after.clone().flat_map(|after| {
+                    [
+                        Expectation::of(before.source.clone(), after.destination.clone()),
+                        Expectation::of(after.source.clone(), before.destination.clone()),
+                    ]
+                });
+                let mut possible: Vec<_> = half.collect();
+                possible.push(before.clone());
+                // The last one is what holds in the end.
+                possible.extend(after.cloned());
+                batch.expectations.push(possible);
             }
         }
         batch

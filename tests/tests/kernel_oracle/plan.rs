@@ -47,6 +47,17 @@ pub(crate) struct Expectation {
     pub(crate) destination: Option<Cause>,
 }
 
+impl Expectation {
+    pub(crate) fn of(source: Option<Cause>, destination: Option<Cause>) -> Self {
+        let causes = source.iter().chain(&destination);
+        Self {
+            verdict: causes.map(Cause::verdict).max().unwrap_or(Verdict::Allow),
+            source,
+            destination,
+        }
+    }
+}
+
 /// What decides one side that is enforced here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
@@ -157,12 +168,7 @@ impl<'a> Plan<'a> {
             Place::Pod(_) | Place::Stray => Some(self.judge(Direction::Ingress, &shot.flow)?),
             Place::Node | Place::Outside => None,
         };
-        let causes = source.iter().chain(&destination);
-        Ok(Expectation {
-            verdict: causes.map(Cause::verdict).max().unwrap_or(Verdict::Allow),
-            source,
-            destination,
-        })
+        Ok(Expectation::of(source, destination))
     }
 
     fn judge(&self, direction: Direction, flow: &Flow) -> Result<Cause, Skip> {
