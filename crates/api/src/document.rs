@@ -111,29 +111,63 @@ fn is_empty(bytes: &[u8]) -> bool {
 }
 
 fn read_chunk(chunk: &Chunk<'_>, documents: &mut Vec<Document>) {
-    let text = match std::str::from_utf8(chunk.bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            let before = &chunk.bytes[..error.valid_up_to()];
-            let line = chunk.first_line + count_lines(before);
-            let complaint = Complaint::new(
-                "the text is not UTF-8",
-                "save it as UTF-8, and check that the file is a manifest at all",
-            );
-            documents.push(unreadable(&SyntaxError { line, complaint }));
-            return;
-        }
-    };
-    let parsed = yaml::parse(text, chunk.first_line);
+    let text = String::from_utf8_lossy(chunk.bytes);
+    let mut parsed = yaml::parse(&text, chunk.first_line);
+    if let Some(error) = refuse_encoding(chunk) {
+        (parsed.error, parsed.is_refused) = (Some(error), true);
+    }
     match (parsed.value, parsed.error) {
         (None, None) => {}
         (None, Some(error)) => documents.push(unreadable(&error)),
+        (Some(value), Some(error)) if parsed.is_refused => read_refused(value, &error, documents),
         (Some(value), error) if is_list(&value) => read_list(value, error.as_ref(), documents),
         (Some(value), None) if value.is_null() => {}
         (Some(value), error) => documents.push(Document {
             line: value.line,
             outcome: convert_broken(&value, error.as_ref()),
         }),
+    }
+}
+
+fn refuse_encoding(chunk: &Chunk<'_>) -> Option<SyntaxError> {
+    let error = std::str::from_utf8(chunk.bytes).err()?;
+    let before = &chunk.bytes[..error.valid_up_to()];
+    Some(SyntaxError {
+        line: chunk.first_line + count_lines(before),
+        complaint: Complaint::new(
+            "the text is not UTF-8",
+            "save it as UTF-8, and check that the file is a manifest at all",
+        ),
+    })
+}
+
+/// A text that is refused as a whole may still say which policies it holds, and what is to be closed for them. Of a
+/// list only these are told one by one.
+fn read_refused(mut value: Value<'_>, error: &SyntaxError, documents: &mut Vec<Document>) {
+    if !is_list(&value) {
+        let outcome = convert_broken(&value, Some(error));
+        documents.push(match &outcome {
+            Outcome::Bad(BadObject {
+                identity: Some(_), ..
+            }) => Document {
+                line: value.line,
+                outcome,
+            },
+            _ => unreadable(error),
+        });
+        return;
+    }
+    documents.push(unreadable(error));
+    for (index, mut item) in take_items(&mut value).into_iter().enumerate() {
+        inherit_kind(&value, &mut item);
+        let mut outcome = convert_broken(&item, Some(error));
+        if matches!(&outcome, Outcome::Bad(bad) if bad.stand_in.is_some()) {
+            place_in_list(&mut outcome, index);
+            documents.push(Document {
+                line: item.line,
+                outcome,
+            });
+        }
     }
 }
 

@@ -29,37 +29,39 @@ pub(crate) struct Parsed<'a> {
     /// `None` for a document without content.
     pub(crate) value: Option<Value<'a>>,
     pub(crate) error: Option<SyntaxError>,
+    /// Whether the error is about the text as a whole: then nothing of it is in force, whole as it may look.
+    pub(crate) is_refused: bool,
 }
 
 /// Parses one document. `first_line` is the line of the file on which `text` begins.
 pub(crate) fn parse(text: &str, first_line: u32) -> Parsed<'_> {
-    if text.len() > limits::DOCUMENT_BYTES {
-        let complaint = Complaint::new(
+    let too_large = refuse_size(text, first_line);
+    let mut options = Options::default();
+    options.set_emit_comments(false);
+    let parser = Parser::new_from_str_with_options(text, options);
+    let mut builder = Builder::new(first_line);
+    // A text that is too large is read all the same, as far as the number of values allows: a policy in it has a
+    // subject that must be closed.
+    let error = builder.run(parser).err();
+    Parsed {
+        value: builder.finish(),
+        is_refused: too_large.is_some(),
+        error: too_large.or(error),
+    }
+}
+
+fn refuse_size(text: &str, first_line: u32) -> Option<SyntaxError> {
+    (text.len() > limits::DOCUMENT_BYTES).then(|| SyntaxError {
+        line: first_line,
+        complaint: Complaint::new(
             format!(
                 "the document has {} bytes, more than {}",
                 text.len(),
                 limits::DOCUMENT_BYTES
             ),
             "split it with '---' lines or over several files",
-        );
-        let error = SyntaxError {
-            line: first_line,
-            complaint,
-        };
-        return Parsed {
-            value: None,
-            error: Some(error),
-        };
-    }
-    let mut options = Options::default();
-    options.set_emit_comments(false);
-    let parser = Parser::new_from_str_with_options(text, options);
-    let mut builder = Builder::new(first_line);
-    let error = builder.run(parser).err();
-    Parsed {
-        value: builder.finish(),
-        error,
-    }
+        ),
+    })
 }
 
 /// A list or map that is not yet closed.

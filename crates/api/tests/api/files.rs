@@ -1,8 +1,12 @@
 //! Files: documents, lists, lines.
 
-use towpath_api::{Decision, Outcome, convert, decide, read};
+use towpath_api::{BadObject, Decision, Outcome, convert, decide, read};
+use towpath_core::model::Policy;
 
-use super::{bad, outline, show};
+use super::{bad, good_policy, outline, show};
+
+/// More bytes than one document may have.
+const DOCUMENT_BYTES: usize = 4 << 20;
 
 fn pod(name: &str) -> String {
     format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}}}\n")
@@ -79,6 +83,69 @@ fn text_that_is_not_utf8_is_told_by_line() {
         show(&bad.faults[0]),
         "4 error: the text is not UTF-8; save it as UTF-8, and check that the file is a manifest at all"
     );
+}
+
+fn policy(label: &str) -> String {
+    format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: n}}, spec: {{podSelector: {{matchLabels: {{a: {label}}}}}}}}}\n"
+    )
+}
+
+/// The only document of a file, and what closes its subject.
+fn refused(bytes: &[u8]) -> (BadObject, Policy) {
+    let documents = read("f", bytes);
+    let [document] = &documents[..] else {
+        panic!("{:?}", outline(&documents))
+    };
+    let Outcome::Bad(bad) = &document.outcome else {
+        panic!("{:?}", outline(&documents))
+    };
+    let Some(stand_in) = &bad.stand_in else {
+        panic!("nothing is closed: {bad:?}")
+    };
+    (bad.clone(), stand_in.clone())
+}
+
+#[test]
+fn a_policy_in_a_text_that_is_not_utf8_is_closed() {
+    let comment = [policy("b").as_bytes(), b"# caf\xe9\n"].concat();
+
+    let (bad, stand_in) = refused(&comment);
+
+    assert_eq!(bad.identity.unwrap().to_string(), "NetworkPolicy n/p");
+    assert_eq!(bad.faults.len(), 1, "{:?}", bad.faults);
+    assert_eq!(stand_in.subject, good_policy(&policy("b")).subject);
+
+    let label = policy("cafe").into_bytes();
+    let at = label.windows(4).position(|text| text == b"cafe").unwrap();
+    let label = [&label[..at + 3], b"\xe9", &label[at + 4..]].concat();
+    let (_, stand_in) = refused(&label);
+    let everyone = policy("b").replace("{matchLabels: {a: b}}", "{}");
+    assert_eq!(stand_in.subject, good_policy(&everyone).subject);
+}
+
+#[test]
+fn a_policy_in_a_document_that_is_too_large_is_closed() {
+    let text = format!("{}# {}\n", policy("b"), "x".repeat(DOCUMENT_BYTES));
+
+    let (bad, stand_in) = refused(text.as_bytes());
+
+    assert_eq!(bad.identity.unwrap().to_string(), "NetworkPolicy n/p");
+    assert!(bad.faults[0].message.starts_with("the document has "));
+    assert_eq!(bad.faults.len(), 1, "{:?}", bad.faults);
+    assert_eq!(stand_in.subject, good_policy(&policy("b")).subject);
+}
+
+#[test]
+fn of_a_list_that_is_refused_only_the_policies_are_told_one_by_one() {
+    let text = format!(
+        "apiVersion: v1\nkind: List\nitems:\n- {}- {}# caf",
+        pod("a"),
+        policy("b")
+    );
+    let documents = read("f", &[text.as_bytes(), b"\xe9\n"].concat());
+
+    assert_eq!(outline(&documents), ["6: bad", "5: bad NetworkPolicy n/p"]);
 }
 
 #[test]
