@@ -36,15 +36,15 @@ fn check_namespaces(index: &Index<'_>, report: &mut Report<'_>) {
     }
     for (namespace, (first, count)) in unknown {
         let pods = if count == 1 {
-            "this pod".to_owned()
+            "this pod stays".to_owned()
         } else {
-            format!("its {count} pods")
+            format!("its {count} pods stay")
         };
         report.add(
             &key_of(first),
             Severity::Error,
             "metadata.namespace",
-            format!("namespace {namespace} has no manifest, so {pods} stay closed"),
+            format!("namespace {namespace} has no manifest, so {pods} closed"),
             format!("add the manifest of namespace {namespace}, with its labels"),
         );
     }

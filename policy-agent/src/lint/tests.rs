@@ -322,6 +322,12 @@ fn pods_that_stay_closed_are_told() {
                 "2: error: Pod c/x: metadata.namespace: namespace c has no manifest, so its 2 pods stay closed; add the manifest of namespace c, with its labels",
             ],
         ),
+        (
+            pod("x", "status: {}"),
+            &[
+                "2: error: Pod c/x: metadata.namespace: namespace c has no manifest, so this pod stays closed; add the manifest of namespace c, with its labels",
+            ],
+        ),
         (pod("x", "status: {phase: Failed}"), NONE),
         (
             pod("x", "status: {podIP: 10.244.1.1}").replace("namespace: c", "namespace: b"),
