@@ -254,12 +254,17 @@ fn a_file_too_large_is_refused_and_its_objects_kept() {
     assert_eq!(
         batch.findings[0].to_string(),
         format!(
-            "{}: error: the file has more than 8388608 bytes; split it over several files",
+            "{}: error: it cannot be read: it has more than 8388608 bytes; split it over several files",
             file.display()
         )
     );
+    // Policies may be in there.
+    assert!(!batch.state.is_in_sync());
+    assert!(!source.load().state.is_in_sync());
     fs::write(&file, pod("b", 1)).unwrap();
-    assert_eq!(show(&source.load().updates), ["-a", "+b"]);
+    let batch = source.load();
+    assert_eq!(show(&batch.updates), ["-a", "+b"]);
+    assert!(batch.state.is_in_sync());
 }
 
 #[test]

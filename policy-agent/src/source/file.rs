@@ -461,8 +461,10 @@ impl FileSource {
                 return Some((name, FileChange::Gone));
             }
             Content::TooLarge(signature) => {
-                let message = format!("the file has more than {FILE_BYTES} bytes");
-                let finding = Finding::of_file(&name, message, "split it over several files");
+                let reason = format!("it has more than {FILE_BYTES} bytes");
+                let obstacle = Obstacle::new(reason, "split it over several files");
+                let finding = barred(&name, &obstacle);
+                self.unreadable.insert(name.clone(), obstacle);
                 let known = Known {
                     signature: Some(signature),
                     hash: None,
