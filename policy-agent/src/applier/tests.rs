@@ -89,6 +89,28 @@ fn nothing_is_touched_before_the_first_change() {
 }
 
 #[test]
+fn the_first_commit_is_noted_on_disk_before_it_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let note = directory.path().join(MARKER);
+    let (marker, _) = Marker::open(directory.path()).unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    let report = move |report| {
+        if let Report::Applied(applied) = report {
+            // The receiver goes first when the test ends.
+            let _ = sender.send((applied.generation, note.exists()));
+        }
+    };
+
+    let applier = applier(&FakeKernel::new()).noting(marker);
+    let (handle, thread) = ApplierHandle::start(applier, report).unwrap();
+    handle.submit(1, Delta::default());
+
+    assert_eq!(told.recv().unwrap(), (1, true));
+    handle.end();
+    thread.join().unwrap();
+}
+
+#[test]
 fn a_restart_replaces_what_it_finds_in_one_batch() {
     let kernel = fresh(&Tables::default(), &NodeFacts::default());
     let mut second = applier(&kernel);

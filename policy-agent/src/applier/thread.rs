@@ -76,6 +76,7 @@ impl ApplierHandle {
             applier,
             mailbox: Arc::clone(&mailbox),
             report,
+            is_remembered: false,
         };
         let thread = std::thread::Builder::new()
             .name("applier".to_owned())
@@ -150,6 +151,8 @@ struct Runner<R> {
     applier: Applier,
     mailbox: Arc<Mailbox>,
     report: R,
+    /// This process has noted what is in force, or tried to.
+    is_remembered: bool,
 }
 
 impl<R: FnMut(Report)> Runner<R> {
@@ -194,6 +197,12 @@ impl<R: FnMut(Report)> Runner<R> {
             match step {
                 Ok(Step::Idle) => return true,
                 Ok(Step::Applied(applied)) => {
+                    // Who is told for the first time that policy is in force can rely on the note. Later ones do not
+                    // wait for the disk.
+                    if applied.generation > 0 && !self.is_remembered {
+                        self.is_remembered = true;
+                        self.remember();
+                    }
                     (self.report)(Report::Applied(applied));
                     self.remember();
                 }
