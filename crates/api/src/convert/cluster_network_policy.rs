@@ -245,7 +245,24 @@ fn read_rule_name(field: &Field<'_>) -> Option<SmolStr> {
         );
         return None;
     }
-    Some(SmolStr::new(text))
+    // The name is only shown.
+    let visible = |c| {
+        if reorders(c) {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    Some(text.chars().map(visible).collect())
+}
+
+/// Whether a character changes the direction of the text around it (Unicode, UAX #9), so that a terminal shows another
+/// text than the one that is there.
+fn reorders(c: char) -> bool {
+    matches!(
+        c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
 }
 
 fn read_action(field: &Field<'_>) -> Option<Action> {

@@ -191,6 +191,16 @@ fn parts_of_a_newer_api_fail_closed() {
 }
 
 #[test]
+fn the_name_of_a_rule_cannot_turn_the_text_around_it() {
+    let text =
+        with("ingress: [{name: \"a\\u202Eb\\u2066\", action: Deny, from: [{namespaces: {}}]}]");
+
+    let rules = good_policy(&text).ingress.unwrap();
+
+    assert_eq!(rules[0].name.as_deref(), Some("a\u{fffd}b\u{fffd}"));
+}
+
+#[test]
 fn a_rule_keeps_its_place_when_it_fails_closed() {
     let text = with(
         "ingress: [{action: Accept, from: [{namespaces: {}}]}, {action: Pass, from: [{}]}, {action: Deny, from: [{namespaces: {}}]}]",
