@@ -30,8 +30,8 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// From nothing to each world in turn and back to nothing. The updates are shuffled, some told twice, some
-    /// after a removal of the same object; a flush comes after all or after every few of them.
+    /// From nothing to each world in turn and back to nothing. The updates come in order, reversed or shuffled, some
+    /// told twice, some after a removal of the same object; a flush comes after all or after every few of them.
     pub fn through(worlds: Vec<World>, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut steps = Vec::new();
@@ -108,11 +108,22 @@ fn objects(world: &World) -> Vec<Object> {
     inserted.collect()
 }
 
+/// Puts changes in the order of their world, in the opposite one, or, as often as both, in any.
+fn arrange(random: &mut Random, changes: &mut [Step]) {
+    match random.below(4) {
+        0 => {}
+        1 => changes.reverse(),
+        _ => {
+            for index in (1..changes.len()).rev() {
+                changes.swap(index, random.below(index + 1));
+            }
+        }
+    }
+}
+
 /// Tells changes in a random way, and flushes at the end.
 fn tell(random: &mut Random, mut changes: Vec<Step>, steps: &mut Vec<Step>) {
-    for index in (1..changes.len()).rev() {
-        changes.swap(index, random.below(index + 1));
-    }
+    arrange(random, &mut changes);
     let between_flushes = [1, 3, 100, usize::MAX][random.below(4)];
     for (position, change) in changes.into_iter().enumerate() {
         match (random.below(4), change) {
