@@ -40,19 +40,23 @@ pub struct Busy {
 }
 
 impl Busy {
-    /// Holds the kernel's lock for about `hold` at a time, again and again without a pause.
+    /// Holds the kernel's lock for about `hold` or more at a time, again and again without a pause.
     pub fn start(namespace: &Namespace, hold: Duration) -> Result<Self> {
         let socket = namespace.enter(open)??;
-        let first = elements_for(&socket, SAMPLE, hold / 4)?;
-        // Larger transactions cost more than their share.
-        let elements = elements_for(&socket, first, hold)?;
-        let batch = batch(elements);
+        let first = next_size(SAMPLE, hold / 4, timed(&socket, &batch(SAMPLE))?);
+        let mut size = next_size(first, hold, timed(&socket, &batch(first))?);
         let is_over = Arc::new(AtomicBool::new(false));
         let thread = {
             let is_over = is_over.clone();
             std::thread::spawn(move || {
+                let mut transaction = batch(size);
                 while !is_over.load(Ordering::Relaxed) {
-                    push(&socket, &batch).expect("the kernel took the same before");
+                    let took = timed(&socket, &transaction).expect("the kernel took some before");
+                    // The machine was busier when the size was measured.
+                    if took < hold && size < MOST_ELEMENTS {
+                        size = next_size(size, hold, took);
+                        transaction = batch(size);
+                    }
                 }
             })
         };
@@ -81,19 +85,23 @@ impl Drop for Busy {
     }
 }
 
-/// How many elements hold the kernel for so long, by the time that some take.
-fn elements_for(socket: &OwnedFd, sample: u32, hold: Duration) -> Result<u32> {
-    let batch = batch(sample);
+/// How long the kernel works on a transaction.
+fn timed(socket: &OwnedFd, batch: &[u8]) -> Result<Duration> {
     let started = Instant::now();
-    push(socket, &batch)?;
-    let factor = hold.as_secs_f64() / started.elapsed().as_secs_f64();
+    push(socket, batch)?;
+    Ok(started.elapsed())
+}
+
+/// How many elements hold the kernel for so long, when that many took that time.
+fn next_size(size: u32, hold: Duration, took: Duration) -> u32 {
+    let factor = hold.as_secs_f64() / took.as_secs_f64();
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a count that is clamped"
     )]
-    let elements = (f64::from(sample) * factor).clamp(1.0, f64::from(MOST_ELEMENTS)) as u32;
-    Ok(elements)
+    let next = (f64::from(size) * factor).clamp(1.0, f64::from(MOST_ELEMENTS)) as u32;
+    next
 }
 
 fn open() -> Result<OwnedFd> {

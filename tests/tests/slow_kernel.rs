@@ -15,7 +15,7 @@ use towpath_tests::stream::Stream;
 use towpath_tests::wait::{PATIENCE, until};
 
 /// How long a transaction of somebody else holds the kernel.
-const HOLD: Duration = Duration::from_secs(3);
+const HOLD: Duration = Duration::from_secs(4);
 /// Least changes while the kernel is slow.
 const CHANGES: u32 = 100;
 /// Memory that so many changes may cost, and a debug build's allocator may keep.
@@ -67,7 +67,7 @@ fn changes_join_while_the_kernel_is_slow_and_the_last_one_counts() {
 
     let busy = Busy::start(&node.namespace, HOLD).unwrap();
     let forbidden = Stream::echo(guest, (db, 53).into(), Protocol::Udp, 1000).unwrap();
-    let (mut changes, mut said) = (0, None);
+    let (mut changes, mut said, mut pending) = (0, None, 0.0_f64);
     until("the node says that its kernel is slow", PATIENCE, || {
         // An even number of them ends with web.
         for from in ["api", "web"] {
@@ -75,16 +75,15 @@ fn changes_join_while_the_kernel_is_slow_and_the_last_one_counts() {
             changes += 1;
         }
         said = complaint(node).or(said.take());
+        pending = pending.max(agent.metric("towpath_dataplane_pending_generations")?);
         Ok(said.is_some() && changes >= CHANGES)
     })
     .unwrap();
-    let pending = agent
-        .metric("towpath_dataplane_pending_generations")
-        .unwrap();
 
     let said = said.unwrap();
     assert!(said.contains("too slowly"), "{said}");
-    assert!(pending >= 1.0, "{pending}");
+    // Several wait at once, and go together.
+    assert!(pending >= 2.0, "{pending}");
     // It lags, and is well.
     http_get(&node.namespace, HEALTH_PORT, "/livez").unwrap();
     // Nobody has to wait for the kernel to be quick again.
