@@ -139,9 +139,15 @@ fn batch(elements: u32) -> Vec<u8> {
         number(10, 1),
     ];
     message(&mut batch, NEW_SET, INET, 0, &set.concat());
+    let pattern = element(0);
     for first in (0..elements).step_by(ELEMENTS_A_MESSAGE as usize) {
         let last = elements.min(first + ELEMENTS_A_MESSAGE);
-        let list: Vec<u8> = (first..last).flat_map(element).collect();
+        // Most of the bytes: made quickly, so that there is no long pause before a larger transaction.
+        let mut list = Vec::with_capacity((last - first) as usize * pattern.len());
+        for value in first..last {
+            list.extend_from_slice(&pattern[..12]);
+            list.extend_from_slice(&value.to_be_bytes());
+        }
         let parts = [attribute(1, NAME), attribute(2, NAME), nest(3, &list)];
         message(&mut batch, NEW_ELEMENTS, INET, 0, &parts.concat());
     }
