@@ -29,7 +29,7 @@ pub fn unmap_unused() -> io::Result<usize> {
             continue;
         };
         // SAFETY: a private mapping of a file that this process cannot write to and has no changed page of
-        // (`Anonymous: 0 kB`): every page that is thrown away is read from the file again, the same as before. The
+        // (`Anonymous: 0 kB`, `Swap: 0 kB`): every page that is thrown away is read from the file again, the same as before. The
         // loader, which does change such mappings, is done long before; files of running programs cannot be written to.
         unsafe { madvise(address, end - start, MmapAdvise::MADV_DONTNEED) }?;
         unmapped += mapping.resident;
@@ -61,7 +61,10 @@ fn clean_mappings(smaps: impl BufRead) -> io::Result<Vec<CleanMapping>> {
                 mapping.resident = kilobytes * 1024;
             }
         } else if let Some(kilobytes) = figure(&line, "Anonymous:") {
-            // The last figure that counts: whatever follows belongs to the same mapping.
+            current = current.filter(|_| kilobytes == 0);
+        } else if let Some(kilobytes) = figure(&line, "Swap:") {
+            // The last figure that counts: whatever follows belongs to the same mapping. A changed page that is swapped
+            // out is not among the anonymous ones, and would be thrown away with its place in the swap.
             found.extend(current.take().filter(|_| kilobytes == 0));
         }
     }
@@ -101,16 +104,24 @@ mod tests {
 
     #[test]
     fn only_unchanged_parts_of_files_that_cannot_be_written_count() {
-        let mapping = |head: &str, resident: u32, anonymous: u32| {
+        let swapped = |head: &str, resident: u32, anonymous: u32, swap: u32| {
             format!(
-                "{head}\nSize: 64 kB\nRss:    {resident} kB\nAnonymous:     {anonymous} kB\nVmFlags: rd ex\n"
+                "{head}\nSize: 64 kB\nRss:    {resident} kB\nAnonymous:     {anonymous} kB\nSwap:     {swap} kB\nSwapPss: 0 kB\nVmFlags: rd ex\n"
             )
         };
+        let mapping =
+            |head: &str, resident: u32, anonymous: u32| swapped(head, resident, anonymous, 0);
         let smaps = [
             mapping("1000-3000 r-xp 00001000 fe:00 77      /usr/bin/a b", 8, 0),
             mapping(
                 "3000-4000 r--p 00001000 fe:00 77      /usr/bin/relocated",
                 4,
+                4,
+            ),
+            swapped(
+                "8000-9000 r--p 00001000 fe:00 77      /usr/bin/swapped",
+                0,
+                0,
                 4,
             ),
             mapping("4000-5000 rw-p 00001000 fe:00 77      /usr/bin/data", 4, 0),

@@ -188,6 +188,20 @@ pub(crate) struct Bypass {
 }
 
 impl Bypass {
+    /// Itself, by a clock that may have been set back since it began. Then it begins anew, once: else every start
+    /// before its old end would give it the whole time again.
+    fn counted_by(self, wall: u64) -> Self {
+        if self.begun <= wall {
+            return self;
+        }
+        let whole = self.until.saturating_sub(self.begun);
+        Self {
+            begun: wall,
+            until: wall.saturating_add(whole),
+            ..self
+        }
+    }
+
     /// What is left of it. A clock that was set back does not make it longer than it was meant to be.
     fn left(&self, wall: u64) -> Duration {
         let left = self.until.saturating_sub(wall);
@@ -301,12 +315,12 @@ impl Bypasses {
         self.0.iter().map(one).collect()
     }
 
-    /// Reads the file; one that is not there is nothing.
+    /// Reads the file; one that is not there is nothing. To be stored again: see [`Bypass::counted_by`].
     pub(crate) fn load(directory: &Path, clock: Clock) -> io::Result<Self> {
         let bypasses: Vec<Bypass> = read(&directory.join(BYPASSES))?.unwrap_or_default();
         let mut loaded = Self::default();
         for bypass in bypasses.into_iter().take(MOST_BYPASSES) {
-            loaded.add(bypass, clock);
+            loaded.add(bypass.counted_by(clock.wall), clock);
         }
         Ok(loaded)
     }
@@ -320,6 +334,15 @@ impl Bypasses {
         let bypasses: Vec<&Bypass> = self.iter().collect();
         write(&path, &bypasses)
     }
+}
+
+/// What it means that the file could not be written: the old one stands, whatever it says.
+pub(crate) fn unnoted(directory: &Path, error: &io::Error) -> String {
+    let file = directory.join(BYPASSES);
+    format!(
+        "cannot note what is bypassed in {}, so an agent that starts goes by what it says: {error}",
+        file.display()
+    )
 }
 
 /// Reads who has which address; empty when nobody wrote it.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::bypass::{self, Book, Bypass, BypassScope, Bypasses, Clock, Opening, Owner};
 use super::graph::GraphThread;
@@ -16,8 +16,9 @@ use crate::render::Bypassed;
 
 /// Operators that may wait for an answer at once.
 const MOST_WAITING: usize = 16;
-/// How often the file that names the owners of addresses is written, at most.
-const BOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the file that names the owners of addresses is written, and one that could not be written is tried again,
+/// at most.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What an operator wants, and where the answer goes.
 #[derive(Debug)]
@@ -58,9 +59,14 @@ pub(super) struct Bypassing {
     bypasses: Bypasses,
     /// Who had which address when an earlier run ended; until the source is in sync.
     left: Option<Book>,
-    /// What stands in the file, and when it was looked at.
+    /// Why the file does not say what is open; it is written again until it does.
+    fault: Option<String>,
+    /// What stands in the file that names owners.
     book: Option<Book>,
-    book_at: Instant,
+    /// Whether that could not be written last time.
+    is_book_failing: bool,
+    /// When the files are looked at next.
+    files_at: Instant,
     told: Bypassed,
     sequence: u64,
     waiting: Vec<Waiting>,
@@ -93,21 +99,32 @@ impl Bypassing {
             directory: directory.to_owned(),
             bypasses,
             left: Some(left),
+            fault: None,
             book: None,
-            book_at: now,
+            is_book_failing: false,
+            files_at: now,
             told: Bypassed::default(),
             sequence: 0,
             waiting: Vec::new(),
         }
     }
 
-    fn store(&self) -> Option<String> {
-        let error = self.bypasses.store(&self.directory).err()?;
-        warn!(%error, "cannot note what is bypassed: an agent that starts again closes it");
-        Some(format!(
-            "it could not be noted in {}, so an agent that starts again closes it: {error}",
-            self.directory.display()
-        ))
+    /// Writes what is open. What could not be written is tried again, and logged when that begins.
+    fn store(&mut self) -> Option<&str> {
+        let error = self.bypasses.store(&self.directory).err();
+        let fault = error.map(|error| bypass::unnoted(&self.directory, &error));
+        match (&fault, &self.fault) {
+            (Some(fault), None) => warn!("{fault}"),
+            (None, Some(_)) => info!("what is bypassed is noted again"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        self.fault = fault;
+        self.fault()
+    }
+
+    /// Why an agent that starts again would not go on with what is open now.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
     }
 }
 
@@ -138,7 +155,8 @@ impl GraphThread {
                 "bypass goes on: what policy denies here passes"
             );
         }
-        if !ended.is_empty() {
+        // What was read may have been counted anew, by a clock that was set back.
+        if !ended.is_empty() || !self.bypassing.bypasses.is_empty() {
             self.bypassing.store();
         }
         self.set_bypass_gauge();
@@ -225,7 +243,8 @@ impl GraphThread {
                 closed = ended.into_iter().map(|bypass| bypass.scope).collect();
             }
         }
-        let remarks = self.bypassing.store().into_iter().collect();
+        let fault = self.bypassing.store();
+        let remarks = fault.map(str::to_owned).into_iter().collect();
         self.set_bypass_gauge();
         let bypassed = self.bypassing.bypasses.bypassed(&self.owners_if_needed());
         self.tell_bypassed(bypassed);
@@ -282,9 +301,14 @@ impl GraphThread {
             self.set_bypass_gauge();
             self.follow_bypassed();
         }
-        if self.is_in_sync && now >= self.bypassing.book_at {
-            self.bypassing.book_at = now + BOOK_INTERVAL;
-            self.note_owners();
+        if now >= self.bypassing.files_at {
+            self.bypassing.files_at = now + FILE_INTERVAL;
+            if self.bypassing.fault.is_some() {
+                self.bypassing.store();
+            }
+            if self.is_in_sync {
+                self.note_owners();
+            }
         }
     }
 
@@ -293,10 +317,14 @@ impl GraphThread {
         if self.bypassing.book.as_ref() == Some(&book) {
             return;
         }
-        if let Err(error) = bypass::store_book(&self.bypassing.directory, &book) {
-            warn!(%error, "cannot note who has which address");
+        let written = bypass::store_book(&self.bypassing.directory, &book);
+        let was_failing = std::mem::replace(&mut self.bypassing.is_book_failing, written.is_err());
+        match written {
+            Ok(()) => self.bypassing.book = Some(book),
+            // What stands there names other owners: it is written again, whether they change or not.
+            Err(error) if !was_failing => warn!(%error, "cannot note who has which address"),
+            Err(_) => {}
         }
-        self.bypassing.book = Some(book);
     }
 
     fn set_bypass_gauge(&self) {

@@ -140,7 +140,8 @@ impl GraphThread {
             let text = "cannot write the snapshot; after a reboot pods stay closed until the API server answers";
             text.to_owned()
         });
-        marker.into_iter().chain(snapshot)
+        let bypasses = self.bypassing.fault().map(str::to_owned);
+        marker.into_iter().chain(snapshot).chain(bypasses)
     }
 
     /// For people.

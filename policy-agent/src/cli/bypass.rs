@@ -44,9 +44,10 @@ pub(super) struct BypassArguments {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// Lets pass what policy denies, for a bounded time. Sources are checked all the same.
+    /// Lets pass what policy denies, for a bounded time. Sources are checked all the same. Connections that begin
+    /// meanwhile go on afterwards.
     On(OnArguments),
-    /// Ends it now: one scope, or all of them.
+    /// Ends it now: one scope, or all of them. Connections that began meanwhile go on.
     Off(OffArguments),
     /// Lists what is open.
     List(Place),
@@ -259,12 +260,8 @@ fn change_alone(wish: &Wish, place: &Place) -> Result<BypassAnswer, CommandError
         bypasses = Bypasses::default();
     } else {
         remarks.extend(log_alone(Path::new(SYSTEM_LOG), wish, &closed).err());
-        remarks.extend(bypasses.store(directory).err().map(|error| {
-            format!(
-                "it could not be noted in {}, so an agent that starts closes it: {error}",
-                directory.display()
-            )
-        }));
+        let stored = bypasses.store(directory);
+        remarks.extend(stored.err().map(|error| bypass::unnoted(directory, &error)));
     }
     Ok(BypassAnswer {
         outcome,

@@ -25,7 +25,7 @@ const MOST_LINES: usize = 50;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum State {
-    /// It never wrote.
+    /// It never wrote, or what cannot be understood.
     NoReport,
     /// It has not written for long.
     Silent,
@@ -106,12 +106,7 @@ pub(super) fn run(source: &SourceLocation, format: Format) -> Result<Exit, Comma
 
 /// All nodes; those with the worst news first.
 fn rows(seen: NodesSeen, now: SystemTime) -> Vec<Row> {
-    let mut reports: BTreeMap<String, Option<NodeReport>> = seen
-        .reports
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(node, report)| (node, Some(report)))
-        .collect();
+    let mut reports = seen.reports.unwrap_or_default();
     for node in seen.nodes.unwrap_or_default() {
         reports.entry(node).or_default();
     }
@@ -355,7 +350,7 @@ mod tests {
     fn nodes_without_a_report_are_listed_and_the_worst_come_first() {
         let seen = NodesSeen {
             nodes: Some(["a", "b", "c"].map(str::to_owned).into()),
-            reports: Some([("b".to_owned(), good())].into()),
+            reports: Some([("b".to_owned(), Some(good()))].into()),
             ..NodesSeen::default()
         };
 

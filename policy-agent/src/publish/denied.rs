@@ -9,6 +9,7 @@ use smol_str::SmolStr;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use towpath_core::model::PodUid;
+use tracing::debug;
 
 use super::series::{Due, Fate, Series};
 use super::standing::{Standing, Teller};
@@ -168,7 +169,11 @@ impl EventWriter {
                 Ok(true)
             }
             // The namespace is going; nobody reads its Events.
-            Err(failure) if is_of_the_pod(&failure) => Ok(false),
+            Err(failure) if is_of_the_pod(&failure) => {
+                debug!(%failure, namespace = %note.namespace, pod = %note.pod, "no Event for this pod");
+                self.teller.metrics.events_suppressed.inc();
+                Ok(false)
+            }
             Err(failure) => Err(failure),
         }
     }

@@ -18,6 +18,8 @@ use crate::source::kubernetes::{Backoff, Change, Connection, Failure, OwnNode, r
 
 /// Shortest and longest wait before another try.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(2));
+/// Least time between two removals.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Who gives the right to it.
 const MANIFEST: &str = "deploy/rbac-taint.yaml";
 
@@ -120,6 +122,8 @@ impl TaintRemover {
                         .done(&format!("{} was taken from this node", self.taint));
                     patched = Some(node.version);
                     retry.reset();
+                    // Somebody who puts it back at once does not make this a race.
+                    sleep(PAUSE).await;
                     continue;
                 }
                 Err(failure) => failure,

@@ -133,6 +133,28 @@ fn a_file_gives_back_what_is_left() {
 }
 
 #[test]
+fn starts_on_a_clock_that_was_set_back_add_no_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Instant::now();
+    let mut bypasses = Bypasses::default();
+    bypasses
+        .open(opening(BypassScope::Node, 600), clock(now, 100_000))
+        .unwrap();
+    bypasses.store(directory.path()).unwrap();
+    let left = |wall| {
+        let loaded = Bypasses::load(directory.path(), clock(now, wall)).unwrap();
+        loaded.store(directory.path()).unwrap();
+        let ends = loaded.bypassed(&Book::new()).node.unwrap();
+        ends.duration_since(now).as_secs()
+    };
+
+    assert_eq!(
+        [left(10), left(310), left(609), left(611)],
+        [600, 300, 1, 0]
+    );
+}
+
+#[test]
 fn a_file_that_is_not_ours_opens_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let clock = clock(Instant::now(), 1_000);

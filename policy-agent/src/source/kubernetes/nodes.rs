@@ -6,12 +6,13 @@ use hyper::Request;
 use hyper::header::ACCEPT;
 use kube::client::Body;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::connection::{Connection, Failure};
 use super::resource::Resource;
 use super::stream::OBJECT_BYTES;
 use super::{KubernetesSource, LoadError};
-use crate::publish::node_status::{NodeReport, PATH};
+use crate::publish::node_status::{NodeReport, PATH, short};
 use crate::source::Versions;
 
 /// Objects of one page; a report has some kilobytes at most.
@@ -24,8 +25,9 @@ pub(crate) struct NodesSeen {
     pub(crate) nodes: Option<Vec<String>>,
     /// The newest version of an object of each kind; 0 where none may be read.
     pub(crate) newest: Versions,
-    /// What each node says; nothing where the API server does not have the kind.
-    pub(crate) reports: Option<BTreeMap<String, NodeReport>>,
+    /// What each node says, nothing of one that cannot be understood; nothing at all where the API server does not have
+    /// the kind.
+    pub(crate) reports: Option<BTreeMap<String, Option<NodeReport>>>,
     /// What could not be read, and why.
     pub(crate) remarks: Vec<String>,
 }
@@ -45,8 +47,32 @@ struct ListMetadata {
 #[derive(Deserialize)]
 struct Object {
     metadata: Metadata,
+    /// Understood one by one: whoever may write one of them must not take the others away.
     #[serde(default)]
-    status: NodeReport,
+    status: Option<Box<RawValue>>,
+}
+
+impl List {
+    fn read(bytes: &[u8]) -> Result<Self, Failure> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Failure::Body(format!("the list of nodestatuses: {error}")))
+    }
+}
+
+impl Object {
+    /// The node and what it says. A report that cannot be understood is none, and a remark.
+    fn report(self, remarks: &mut Vec<String>) -> (String, Option<NodeReport>) {
+        let node = self.metadata.name;
+        let report = match self.status {
+            None => Ok(NodeReport::default()),
+            Some(status) => serde_json::from_str(status.get()),
+        };
+        let report = report.map_err(|error| {
+            let error = short(&error.to_string());
+            remarks.push(format!("cannot understand NodeStatus {node}: {error}"));
+        });
+        (node, report.ok())
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,15 +89,15 @@ impl KubernetesSource {
 }
 
 async fn see(connection: &Connection) -> Result<NodesSeen, LoadError> {
+    let mut remarks = Vec::new();
     let mut seen = NodesSeen {
-        reports: match connection.reports().await {
+        reports: match connection.reports(&mut remarks).await {
             Ok(reports) => Some(reports),
             Err(Failure::NotFound { .. }) => return Ok(NodesSeen::default()),
             Err(failure) => return Err(failure.into()),
         },
         ..NodesSeen::default()
     };
-    let mut remarks = Vec::new();
     let mut objects = BTreeMap::new();
     for resource in [
         Resource::Node,
@@ -119,7 +145,10 @@ impl Connection {
         }
     }
 
-    async fn reports(&self) -> Result<BTreeMap<String, NodeReport>, Failure> {
+    async fn reports(
+        &self,
+        remarks: &mut Vec<String>,
+    ) -> Result<BTreeMap<String, Option<NodeReport>>, Failure> {
         let (mut reports, mut next) = (BTreeMap::new(), String::new());
         loop {
             let mut uri = format!("{PATH}?limit={PAGE}");
@@ -136,11 +165,8 @@ impl Connection {
             };
             let body = self.send(request, &uri, advice).await?.into_body();
             let bytes = self.whole(body, OBJECT_BYTES).await?;
-            let list: List = serde_json::from_slice(&bytes)
-                .map_err(|error| Failure::Body(format!("the list of nodestatuses: {error}")))?;
-            for object in list.items {
-                reports.insert(object.metadata.name, object.status);
-            }
+            let list = List::read(&bytes)?;
+            reports.extend(list.items.into_iter().map(|object| object.report(remarks)));
             next = list.metadata.r#continue;
             if next.is_empty() {
                 return Ok(reports);
@@ -156,5 +182,38 @@ impl From<Failure> for LoadError {
             Failure::Refused { .. } => Self::Refused(text),
             _ => Self::Failed(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_cannot_be_understood_takes_no_other_away() {
+        let text = br#"{"metadata":{},"items":[
+            {"metadata":{"name":"a"},"status":{"endpoints":-1}},
+            {"metadata":{"name":"b"},"status":{"endpoints":2}},
+            {"metadata":{"name":"c"}}]}"#;
+        let mut remarks = Vec::new();
+
+        let items = List::read(text).unwrap().items.into_iter();
+        let reports: Vec<_> = items.map(|object| object.report(&mut remarks)).collect();
+
+        let report = |endpoints| {
+            Some(NodeReport {
+                endpoints,
+                ..NodeReport::default()
+            })
+        };
+        let expected = [("a", None), ("b", report(2)), ("c", report(0))];
+        assert_eq!(
+            reports,
+            expected.map(|(node, report)| (node.to_owned(), report))
+        );
+        assert!(
+            matches!(&remarks[..], [one] if one.starts_with("cannot understand NodeStatus a: ")),
+            "{remarks:?}"
+        );
     }
 }
