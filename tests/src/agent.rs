@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::lab::Lab;
 use crate::netns::Namespace;
@@ -139,6 +140,17 @@ impl Agent {
             "--socket".to_owned(),
             text(&self.socket)?,
         ])
+    }
+
+    /// What a command of our program says of this agent, whatever its exit status.
+    pub fn ask(&self, words: &[&str]) -> Result<Value> {
+        let mut command = Command::new(program::towpath()?);
+        command.args(words).args(["-o", "json", "--socket"]);
+        let output = command.arg(&self.socket).output()?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            format!("{words:?} has no answer: {complaint}")
+        })
     }
 
     /// Process id.

@@ -1,19 +1,18 @@
 //! Events on pods whose traffic policy denies: what they say, how few they are, and that nobody gets them unasked.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::Value;
-use towpath_tests::agent::{Agent, AgentOptions};
+use towpath_tests::agent::AgentOptions;
 use towpath_tests::cluster::{Api, KubernetesConfig};
 use towpath_tests::cni::PluginSet;
 use towpath_tests::lab::LabConfig;
 use towpath_tests::probe::{Patience, Target, probe};
+use towpath_tests::require;
 use towpath_tests::stage::{Stage, deny_ingress};
 use towpath_tests::wait::{PATIENCE, until, until_some};
-use towpath_tests::{program, require};
 
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events";
 /// A series is written once a minute.
@@ -69,20 +68,12 @@ fn knock(stage: &Stage, ports: impl Iterator<Item = u16>) -> Result<()> {
     Ok(())
 }
 
-/// What a command of the agent prints as JSON.
-fn ask(agent: &Agent, command: &[&str]) -> Result<Value> {
-    let mut towpath = Command::new(program::towpath()?);
-    towpath.args(command).args(["-o", "json", "--socket"]);
-    let output = towpath.arg(agent.socket()).output()?;
-    serde_json::from_slice(&output.stdout).context("no answer")
-}
-
 /// Knocks until the agent of shop/web has listed a denied flow.
 fn wait_denied(stage: &Stage) {
     let agent = stage.agent("node-a").expect("node-a has an agent");
     until("a denied flow", PATIENCE, || {
         knock(stage, 80..81)?;
-        let denied = ask(agent, &["get", "denied"])?;
+        let denied = agent.ask(&["get", "denied"])?;
         let flows = denied.as_array().cloned().unwrap_or_default();
         Ok(flows.iter().any(|flow| flow["to"] == "shop/web"))
     })
@@ -138,7 +129,7 @@ fn a_pod_is_told_who_was_denied_once_and_then_how_often() {
         .wait_metric("towpath_api_events_suppressed_total", |count| count > 0.0)
         .unwrap();
     assert!(events(&api, "web").unwrap().len() <= 6);
-    let status = ask(agent, &["status"]).unwrap();
+    let status = agent.ask(&["status"]).unwrap();
     assert_eq!(status["publishing"][0]["standing"], "working");
 }
 
@@ -159,7 +150,7 @@ fn nobody_gets_events_who_did_not_ask_or_may_not() {
     wait_denied(&stage);
     let agent = stage.agent("node-a").unwrap();
     let refusal = until_some("the refusal", PATIENCE, || {
-        let part = ask(agent, &["status"])?["publishing"][0].clone();
+        let part = agent.ask(&["status"])?["publishing"][0].clone();
         Ok((part["standing"] == "refused").then_some(part))
     });
     let refusal = refusal.unwrap();

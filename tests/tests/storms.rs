@@ -16,10 +16,10 @@ use towpath_tests::manifest::pod_file;
 use towpath_tests::matrix::Flow;
 use towpath_tests::probe::Protocol;
 use towpath_tests::random::Random;
+use towpath_tests::require;
 use towpath_tests::stage::{Stage, allow_http, deny_ingress};
 use towpath_tests::stream::Stream;
 use towpath_tests::wait::{PATIENCE, until};
-use towpath_tests::{program, require};
 
 /// What a storm may cost in memory: many times what its objects need, and little beside what its events would.
 const MOST_BYTES: f64 = 64.0 * 1024.0 * 1024.0;
@@ -95,16 +95,9 @@ fn is_ready(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn ask(agent: &Agent, what: &[&str]) -> Result<Value> {
-    let mut towpath = Command::new(program::towpath()?);
-    towpath.args(what).args(["-o", "json", "--socket"]);
-    let output = towpath.arg(agent.socket()).output()?;
-    serde_json::from_slice(&output.stdout).context("no answer")
-}
-
 /// Which peers are told apart from which: the classes of the tables, without their numbers.
 fn classes(agent: &Agent) -> Result<BTreeSet<String>> {
-    let classes = ask(agent, &["get", "classes"])?;
+    let classes = agent.ask(&["get", "classes"])?;
     let classes = classes.as_array().context("no list")?.iter();
     Ok(classes
         .map(|class| format!("{} {}", class["addresses"], class["blocks"]))
@@ -252,7 +245,11 @@ fn a_namespace_takes_a_thousand_pods_to_another_side_in_one_change() {
     agent
         .wait_metric("towpath_graph_cluster_endpoints", |count| count >= 1000.0)
         .unwrap();
-    let generation = || ask(agent, &["status"]).map(|status| status["commits"].clone());
+    let generation = || {
+        agent
+            .ask(&["status"])
+            .map(|status| status["commits"].clone())
+    };
     let side = |side: &str| {
         stage
             .lab
@@ -260,7 +257,7 @@ fn a_namespace_takes_a_thousand_pods_to_another_side_in_one_change() {
     };
     let are_friends = |wanted: bool| {
         until("all pods have changed sides", PATIENCE, || {
-            let classes = ask(agent, &["get", "classes"])?;
+            let classes = agent.ask(&["get", "classes"])?;
             let classes = classes.as_array().context("no list")?.iter();
             let sizes = classes.map(|class| class["addresses"].as_array().map_or(0, Vec::len));
             // Those that no policy names are in no class.
@@ -386,7 +383,7 @@ fn a_cluster_in_which_everything_comes_and_goes_ends_as_it_is() {
     let is_told = || {
         let pods = count(&api, "/api/v1/pods")?;
         let policies = count(&api, "/apis/networking.k8s.io/v1/networkpolicies")?;
-        let status = ask(agent, &["status"])?;
+        let status = agent.ask(&["status"])?;
         Ok(status["clusterEndpoints"] == pods && status["policies"] == policies)
     };
     until("all objects are known", PATIENCE, is_told).unwrap();

@@ -50,18 +50,6 @@ impl Watched {
         self.lab.folder().join(NODE).join(name)
     }
 
-    /// What a command of our program prints as JSON.
-    fn ask(&self, words: &str) -> Result<Value> {
-        let place = self.agent.place()?;
-        let socket = place.last().cloned().unwrap_or_default();
-        let mut command = Command::new(program::towpath()?);
-        command
-            .args(words.split(' '))
-            .args(["--socket", &socket, "-o", "json"]);
-        let text = self.lab.node(NODE)?.namespace.run(&mut command)?;
-        Ok(serde_json::from_str(&text)?)
-    }
-
     fn run(&self, words: &str) -> Result<String> {
         let mut words = words.split(' ');
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -69,7 +57,7 @@ impl Watched {
     }
 
     fn until_status(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<()> {
-        until(what, PATIENCE, || Ok(is_so(&self.ask("status")?)))
+        until(what, PATIENCE, || Ok(is_so(&self.agent.ask(&["status"])?)))
     }
 
     fn until_warned(&self, kind: &str, count: u32) -> Result<()> {
@@ -106,7 +94,7 @@ fn the_agent_tells_what_flannel_set_up_and_closes_the_ports_of_tunnels() {
 
     node.until_status("Flannel", |status| !status["flannel"].is_null())
         .unwrap();
-    let flannel = node.ask("get flannel").unwrap();
+    let flannel = node.agent.ask(&["get", "flannel"]).unwrap();
     assert_eq!(flannel["backend"], "vxlan", "{flannel}");
     assert_eq!(flannel["rules"], "iptables", "{flannel}");
     assert_eq!(flannel["mtu"], 1450, "{flannel}");
@@ -189,7 +177,7 @@ fn a_stale_copy_and_pods_that_nobody_announced_are_told() {
     node.lab.add_pod(PodSpec::new(NODE, "shop", "new")).unwrap();
     node.until_warned("cni-silent", 1).unwrap();
 
-    let warnings = node.ask("status").unwrap()["warnings"].to_string();
+    let warnings = node.agent.ask(&["status"]).unwrap()["warnings"].to_string();
     assert!(
         warnings.contains("was not called for shop/new:"),
         "{warnings}"

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -17,11 +18,21 @@ pub struct Place {
     pub line: u32,
 }
 
+impl Place {
+    /// A path as a whole.
+    pub fn of_path(path: &Path) -> Self {
+        Self {
+            file: Arc::from(path.to_string_lossy()),
+            line: 0,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A file name is the user's text as well: it must not break the line or the terminal.
         for c in self.file.chars() {
-            if c.is_control() {
+            if c.is_control() || reorders(c) {
                 write!(f, "{}", c.escape_default())?;
             } else {
                 write!(f, "{c}")?;
@@ -97,6 +108,15 @@ impl Complaint {
     }
 }
 
+/// Whether a character changes the direction of the text around it (Unicode, UAX #9), so that a terminal shows another
+/// text than the one that is there.
+pub(crate) fn reorders(c: char) -> bool {
+    matches!(
+        c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
+}
+
 /// Text of the user inside a message: quoted, escaped and cut to a length that a line can bear.
 pub(crate) fn quote(text: &str) -> String {
     const LONGEST: usize = 64;
@@ -169,10 +189,10 @@ mod tests {
     #[test]
     fn file_names_cannot_break_the_line() {
         let place = Place {
-            file: "a\n\u{1b}[2J.yaml".into(),
+            file: "a\n\u{1b}[2J\u{202e}.yaml".into(),
             line: 3,
         };
 
-        assert_eq!(place.to_string(), "a\\n\\u{1b}[2J.yaml:3");
+        assert_eq!(place.to_string(), "a\\n\\u{1b}[2J\\u{202e}.yaml:3");
     }
 }

@@ -43,9 +43,11 @@ impl PodBridges {
         }
     }
 
-    /// Whether the module has come or gone since [`Self::keep`]: the kernel sends no event for it.
-    pub(super) fn is_module_changed(&self) -> bool {
-        self.are_configured && (self.check)().ok() != self.is_module_there
+    /// Whether to [`Self::keep`] again without an event: the module has come or gone, of which the kernel tells nobody,
+    /// or the settings of before could not be written down.
+    pub(super) fn must_look(&self) -> bool {
+        let is_module_changed = || (self.check)().ok() != self.is_module_there;
+        self.are_configured && (self.state.is_unwritten() || is_module_changed())
     }
 
     /// Sets up those of the `bridges` that are not as they should be, and says whether their traffic can be judged.
@@ -64,6 +66,9 @@ impl PodBridges {
     fn kept(&mut self, bridges: &[Interface], set: Set<'_>) -> Result<(), String> {
         if !self.are_configured {
             return Ok(());
+        }
+        if self.state.is_unwritten() && self.state.write().is_ok() {
+            info!("what an uninstall has to undo is noted");
         }
         let checked = (self.check)();
         self.is_module_there = checked.as_ref().ok().copied();
@@ -89,10 +94,15 @@ impl PodBridges {
     }
 
     fn set_up(&mut self, bridge: &Interface, set: Set<'_>) -> Result<(), String> {
-        if let Some(before) = bridge.bridge_settings {
-            self.state
-                .record_bridge(&bridge.name, before)
-                .map_err(|error| chain(&error))?;
+        // A bridge that is not set up is open, so a disk that fails does not hold it up.
+        if let Some(before) = bridge.bridge_settings
+            && let Err(error) = self.state.record_bridge(&bridge.name, before)
+        {
+            warn!(
+                bridge = %bridge.name,
+                error = chain(&error),
+                "cannot note the settings of before, which an uninstall would restore; trying again"
+            );
         }
         set(bridge.index, BridgeSettings::ENFORCING).map_err(|error| chain(&error))?;
         info!(bridge = %bridge.name, "set up, so that traffic between its ports is judged");
@@ -210,19 +220,40 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_fails_leaves_no_bridge_open() {
+        let mut node = Node::start(true);
+        let folder = node.folder.path().to_owned();
+        let aside = folder.with_extension("aside");
+        std::fs::rename(&folder, &aside).unwrap();
+
+        node.keep();
+        assert_eq!(node.kernel[&3], BridgeSettings::ENFORCING);
+        assert!(node.readiness.is_ready() && node.bridges.must_look());
+        node.keep();
+        assert!(node.bridges.must_look());
+        std::fs::rename(&aside, &folder).unwrap();
+        node.keep();
+
+        assert!(!node.bridges.must_look());
+        drop(node.bridges);
+        let state = StateDirectory::open(&folder).unwrap();
+        assert_eq!(state.bridges().collect::<Vec<_>>(), [("cni0", OFF)]);
+    }
+
+    #[test]
     fn a_module_that_comes_or_goes_is_noticed() {
         IS_MODULE_THERE.set(false);
         let mut node = Node::start(true);
         node.keep();
-        assert!(!node.bridges.is_module_changed());
+        assert!(!node.bridges.must_look());
 
         IS_MODULE_THERE.set(true);
-        assert!(node.bridges.is_module_changed());
+        assert!(node.bridges.must_look());
         node.keep();
-        assert!(node.readiness.is_ready() && !node.bridges.is_module_changed());
+        assert!(node.readiness.is_ready() && !node.bridges.must_look());
 
         IS_MODULE_THERE.set(false);
-        assert!(node.bridges.is_module_changed());
+        assert!(node.bridges.must_look());
         node.keep();
         assert!(!node.readiness.is_ready());
     }
@@ -262,6 +293,6 @@ mod tests {
         node.bridges
             .keep(&[], &mut |_, _| unreachable!("no bridge"));
 
-        assert!(node.readiness.is_ready() && !node.bridges.is_module_changed());
+        assert!(node.readiness.is_ready() && !node.bridges.must_look());
     }
 }

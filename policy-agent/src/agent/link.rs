@@ -208,7 +208,7 @@ impl LinkThread {
                 are_bridges_changed |= self.view.apply(scan).are_pod_bridges_changed;
             }
         }
-        if are_bridges_changed || self.bridges.is_module_changed() {
+        if are_bridges_changed || self.bridges.must_look() {
             self.keep_bridges();
         }
         if wakeup.events.is_empty() && !are_sources_changed {

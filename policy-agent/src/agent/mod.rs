@@ -213,9 +213,14 @@ impl Agent {
         F: Future<Output = ()> + Send + 'static,
     {
         let mut state = StateDirectory::open(&config.state_directory)?;
-        state.record_startup_taint(config.startup_taint.as_ref().map(ToString::to_string))?;
-        if let Err(error) = state.record_directories(&config.socket) {
-            warn!(%error, "cannot note which directories the socket needs; the uninstall will leave them");
+        let taint = config.startup_taint.as_ref().map(ToString::to_string);
+        let recorded = [
+            state.record_startup_taint(taint),
+            state.record_directories(&config.socket),
+        ];
+        // An agent that does not start protects nobody.
+        for error in recorded.into_iter().filter_map(Result::err) {
+            warn!(%error, "cannot note what an uninstall has to undo; trying again");
         }
         let source = config.source.as_ref().map(OpenedSource::open).transpose()?;
         let (sender, receiver) = sync_channel(QUEUE);

@@ -64,6 +64,8 @@ pub enum StateError {
 pub struct StateDirectory {
     path: PathBuf,
     changes: Changes,
+    /// Something that was recorded is not on disk.
+    is_unwritten: bool,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -120,11 +122,14 @@ impl StateDirectory {
             Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
         }
         // An earlier agent may have made it for all to read. Nothing stands in it.
-        lock.set_permissions(Permissions::from_mode(0o600)).ok();
+        if let Err(error) = lock.set_permissions(Permissions::from_mode(0o600)) {
+            info!(%error, "the lock of the state directory keeps its rights");
+        }
         let changes = read(&path.join(CHANGES))?;
         Ok(Self {
             path: path.to_owned(),
             changes,
+            is_unwritten: false,
             _lock: lock,
         })
     }
@@ -143,7 +148,8 @@ impl StateDirectory {
     }
 
     /// Remembers the settings of a bridge from before its first change; later ones are our own.
-    /// Called before the change, so that a crash in between loses nothing.
+    /// Called before the change, so that a crash in between loses nothing. After an error it is remembered all the same,
+    /// and to be written: see [`Self::is_unwritten`].
     pub fn record_bridge(&mut self, name: &str, before: BridgeSettings) -> Result<(), StateError> {
         let learn = Some(before.no_linklocal_learn);
         match self.changes.bridges.get_mut(name) {
@@ -218,8 +224,19 @@ impl StateDirectory {
         Ok(())
     }
 
-    /// Replaces the file as a whole, so that a crash leaves the old one or the new one.
-    fn write(&self) -> Result<(), StateError> {
+    /// Whether something that was recorded is not on disk.
+    pub fn is_unwritten(&self) -> bool {
+        self.is_unwritten
+    }
+
+    /// Writes what is recorded. Replaces the file as a whole, so that a crash leaves the old one or the new one.
+    pub fn write(&mut self) -> Result<(), StateError> {
+        let written = self.try_write();
+        self.is_unwritten = written.is_err();
+        written
+    }
+
+    fn try_write(&self) -> Result<(), StateError> {
         let path = self.path.join(CHANGES);
         let text =
             serde_json::to_vec_pretty(&self.changes).map_err(|source| StateError::Content {

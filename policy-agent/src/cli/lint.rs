@@ -101,7 +101,11 @@ fn print(findings: &[Finding], output: &mut Output) -> io::Result<()> {
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let notes = count(Severity::Note);
+    let some = |count, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     output.line(&format!(
-        "{errors} errors, {warnings} warnings, {notes} notes"
+        "{}, {}, {}",
+        some(errors, "error"),
+        some(warnings, "warning"),
+        some(notes, "note")
     ))
 }

@@ -194,11 +194,15 @@ fn remove_socket(socket: &Path) -> Result<Option<Done>, CommandError> {
 
 /// Removes what the agent made for its socket, but nothing that somebody uses.
 fn remove_directories(directories: &[PathBuf]) -> Vec<Done> {
-    directories
-        .iter()
-        .filter(|directory| fs::remove_dir(directory).is_ok())
-        .map(|directory| Done::new("removed", format!("directory {}", directory.display())))
-        .collect()
+    let remove = |directory: &PathBuf| {
+        let place = directory.display();
+        match fs::remove_dir(directory) {
+            Ok(()) => Some(Done::new("removed", format!("directory {place}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some(Done::new("left", format!("directory {place}: {error}"))),
+        }
+    };
+    directories.iter().filter_map(remove).collect()
 }
 
 pub(super) fn print(done: &[Done], output: &mut Output) -> io::Result<()> {
@@ -224,8 +228,11 @@ mod tests {
 
         let done = remove_directories(&[inner.clone(), outer.clone(), inner.clone()]);
 
-        let expected = format!("directory {}", inner.display());
-        assert_eq!(done, [Done::new("removed", expected)]);
+        let removed = Done::new("removed", format!("directory {}", inner.display()));
+        assert_eq!(
+            (&done[0], done[1].action, done.len()),
+            (&removed, "left", 2)
+        );
         assert!(outer.join("precious").exists());
     }
 

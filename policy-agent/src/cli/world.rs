@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{self, Path};
-use std::sync::Arc;
 
 use towpath_api::{Place, Severity};
 use towpath_core::model::Cluster;
@@ -50,7 +49,7 @@ pub(super) fn load(source: &SourceLocation) -> Result<World, CommandError> {
 /// Reads a directory, or one file, that must be there.
 pub(super) fn load_files(root: &Path, detail: Detail) -> Result<Loaded, CommandError> {
     let failed = |text: &str| {
-        let root = printable(root);
+        let root = Place::of_path(root);
         Err(CommandError::Failed(format!(
             "cannot read manifests of {root}: {text}"
         )))
@@ -72,19 +71,11 @@ pub(super) fn load_files(root: &Path, detail: Detail) -> Result<Loaded, CommandE
             match path::absolute(root) {
                 Ok(whole) if whole != root => failed(&format!(
                     "{advice} (it was looked for as {})",
-                    printable(&whole)
+                    Place::of_path(&whole)
                 )),
                 _ => failed(advice),
             }
         }
-    }
-}
-
-/// A path in a message: a place escapes what would break the line or the terminal.
-fn printable(path: &Path) -> Place {
-    Place {
-        file: Arc::from(path.to_string_lossy()),
-        line: 0,
     }
 }
 

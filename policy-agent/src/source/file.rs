@@ -223,7 +223,10 @@ impl FileSource {
             Err(error) => {
                 self.is_lost = true;
                 return (
-                    self.lose(format!("cannot read {}: {error}", printable(&self.root))),
+                    self.lose(format!(
+                        "cannot read {}: {error}",
+                        Place::of_path(&self.root)
+                    )),
                     Vec::new(),
                 );
             }
@@ -235,7 +238,7 @@ impl FileSource {
         if is_another && listing.files.is_empty() && !self.files.is_empty() {
             let reason = format!(
                 "{} is another directory than before, and empty; put the manifests there, or restart",
-                printable(&self.root)
+                Place::of_path(&self.root)
             );
             return (self.lose(reason), Vec::new());
         }
@@ -347,7 +350,7 @@ impl FileSource {
     fn judge(&mut self) -> bool {
         let unread = || {
             let (name, obstacle) = self.unreadable.first_key_value()?;
-            let name = printable(Path::new(&**name));
+            let name = Place::of_path(Path::new(&**name));
             Some(format!("cannot read {name}: {obstacle}"))
         };
         let crowded = || {
@@ -356,7 +359,7 @@ impl FileSource {
         // What a file held before stays in force while it is written; of one that was never read, nothing does.
         let awaited = || {
             let name = self.being_written.first()?;
-            let name = printable(Path::new(&**name));
+            let name = Place::of_path(Path::new(&**name));
             (!self.was_in_sync)
                 .then(|| format!("{name} is open for writing; it is read when it is closed"))
         };
@@ -512,7 +515,7 @@ impl FileSource {
             .take(FINDINGS)
             .collect();
         self.trouble = if let Some((path, obstacle)) = listing.unreadable.first() {
-            Some(format!("cannot read {}: {obstacle}", printable(path)))
+            Some(format!("cannot read {}: {obstacle}", Place::of_path(path)))
         } else if listing.is_too_large {
             Some(format!(
                 "there are more than {} manifest files",
@@ -528,14 +531,6 @@ impl FileSource {
 fn barred(name: &Arc<str>, obstacle: &Obstacle) -> Finding {
     let Obstacle { reason, advice } = obstacle;
     Finding::of_file(name, format!("it cannot be read: {reason}"), advice)
-}
-
-/// A path in a message: a place escapes what would break the line or the terminal.
-fn printable(path: &Path) -> Place {
-    Place {
-        file: Arc::from(path.to_string_lossy()),
-        line: 0,
-    }
 }
 
 /// Of several updates of one object only the last counts: with many files an object may leave one of them before it

@@ -1,4 +1,4 @@
-//! Where objects come from. So far there is one source: a directory of manifests ([`FileSource`]).
+//! Where objects come from: a directory of manifests ([`FileSource`]) or an API server ([`kubernetes`]).
 //!
 //! A source hands out [`Batch`]es: the objects whose meaning changed, what is wrong with the rest, and whether the
 //! source is in sync. It never takes back a good object because of a bad text (edge case 1), and when it cannot be

@@ -16,7 +16,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -25,9 +24,8 @@ use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{Api, KubernetesConfig, Rules};
 use towpath_tests::cni::PluginSet;
 use towpath_tests::lab::{Backend, Lab, LabConfig, PodSpec};
-use towpath_tests::netns::{self, Namespace};
+use towpath_tests::netns::Namespace;
 use towpath_tests::probe::Protocol;
-use towpath_tests::program;
 use towpath_tests::wait::until;
 
 use crate::case::{BetweenNodes, Family};
@@ -121,13 +119,13 @@ impl Bed {
         for agent in &self.agents {
             let what = format!("what the agent of {} has heard", agent.node);
             until(&what, PATIENCE, || {
-                let endpoints = ask(agent, &["get", "endpoints"])?;
+                let endpoints = agent.ask(&["get", "endpoints"])?;
                 Ok(policies_of_mark(&endpoints, &agent.node) == wanted)
             })?;
             // The view is of the graph; the kernel has it when no generation is pending.
             let what = format!("the commit of {}", agent.node);
             until(&what, PATIENCE, || {
-                let commits = &ask(agent, &["status"])?["commits"];
+                let commits = &agent.ask(&["status"])?["commits"];
                 Ok(commits["generation"] == commits["wantedGeneration"])
             })?;
         }
@@ -261,12 +259,4 @@ fn policies_of_mark(endpoints: &Value, node: &str) -> BTreeSet<String> {
         .flat_map(|endpoint| endpoint["ingressPolicies"].as_array().into_iter().flatten())
         .filter_map(|policy| policy.as_str().map(str::to_owned))
         .collect()
-}
-
-/// What the command line says of a running agent.
-pub(crate) fn ask(agent: &Agent, words: &[&str]) -> Result<Value> {
-    let mut command = Command::new(program::towpath()?);
-    command.args(words).arg("--socket").arg(agent.socket());
-    let text = netns::run(command.args(["-o", "json"]))?;
-    serde_json::from_str(&text).with_context(|| format!("{words:?} printed {text}"))
 }

@@ -11,7 +11,7 @@ use towpath_tests::stream::Stream;
 use towpath_tests::tools::Tool;
 use towpath_tests::wait::{PATIENCE, until};
 
-use crate::bed::{Bed, ask};
+use crate::bed::Bed;
 use crate::case::Family;
 use crate::probes;
 
@@ -82,7 +82,7 @@ fn start(bed: &mut Bed) -> Outcome {
     bed.wait_heard()?;
     let agent = &bed.agents[0];
     until("the new pod's policy", PATIENCE, || {
-        let endpoints = ask(agent, &["get", "endpoints"])?;
+        let endpoints = agent.ask(&["get", "endpoints"])?;
         let mut endpoints = endpoints.as_array().into_iter().flatten();
         Ok(endpoints
             .any(|endpoint| endpoint["name"] == "young" && endpoint["state"] == "programmed"))

@@ -14,7 +14,7 @@ use super::network_policy::{read_cidr, read_number};
 use super::selector::{self, all};
 use super::{Converted, closed};
 use crate::check;
-use crate::fault::quote;
+use crate::fault::{quote, reorders};
 use crate::field::{Field, Fields};
 use crate::limits;
 
@@ -254,15 +254,6 @@ fn read_rule_name(field: &Field<'_>) -> Option<SmolStr> {
         }
     };
     Some(text.chars().map(visible).collect())
-}
-
-/// Whether a character changes the direction of the text around it (Unicode, UAX #9), so that a terminal shows another
-/// text than the one that is there.
-fn reorders(c: char) -> bool {
-    matches!(
-        c,
-        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    )
 }
 
 fn read_action(field: &Field<'_>) -> Option<Action> {
