@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use smol_str::SmolStr;
-use towpath_core::model::MacAddress;
+use towpath_core::model::{MacAddress, Node};
 
 use crate::backend::BackendType;
 use crate::family::{Addresses, Networks};
@@ -96,23 +96,10 @@ impl NodeFacts {
             self.vtep.and(self.pod_networks.ipv4.map(IpNet::V4)),
             self.vtep_v6.and(self.pod_networks.ipv6.map(IpNet::V6)),
         ];
-        tunnels.into_iter().flatten().flat_map(first_two).collect()
+        tunnels
+            .into_iter()
+            .flatten()
+            .flat_map(Node::first_two)
+            .collect()
     }
-}
-
-/// The first address of a network and the one after it, if it is in there.
-fn first_two(network: IpNet) -> impl Iterator<Item = IpAddr> {
-    let first = network.network();
-    let second = match first {
-        IpAddr::V4(address) => address
-            .to_bits()
-            .checked_add(1)
-            .map(|bits| IpAddr::V4(bits.into())),
-        IpAddr::V6(address) => address
-            .to_bits()
-            .checked_add(1)
-            .map(|bits| IpAddr::V6(bits.into())),
-    };
-    let second = second.filter(|address| network.contains(address));
-    std::iter::once(first).chain(second)
 }

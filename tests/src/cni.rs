@@ -1,5 +1,5 @@
-//! Plugs pods in as a container runtime does: the real plugins `bridge` and `host-local`, with the configuration
-//! that Flannel's meta-plugin would hand them.
+//! Plugs pods in as a container runtime does: the real plugins `bridge` or `ptp` with `host-local`, with the
+//! configuration that Flannel's meta-plugin would hand them.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -41,9 +41,20 @@ impl PluginSet {
     }
 }
 
+/// What a pod's cable is plugged into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plug {
+    /// A port of `cni0`, by the plugin `bridge`.
+    #[default]
+    Bridge,
+    /// The node itself, with a route for each pod, by the plugin `ptp`.
+    PointToPoint,
+}
+
 /// The plugin chain of one node.
 #[derive(Debug)]
 pub struct Plugins {
+    plug: Plug,
     folder: PathBuf,
     configuration: String,
 }
@@ -106,8 +117,39 @@ impl Plugins {
             "ipam": { "type": "host-local", "dataDir": data, "ranges": ranges, "routes": routes },
         });
         Ok(Self {
+            plug: Plug::Bridge,
             folder: set.folder()?,
             configuration: configuration.to_string(),
+        })
+    }
+
+    /// The same chain with another first plugin.
+    pub fn with_plug(self, plug: Plug) -> Result<Self> {
+        let configuration = match plug {
+            Plug::Bridge => self.configuration,
+            Plug::PointToPoint => {
+                let mut configuration: Value = serde_json::from_str(&self.configuration)?;
+                let fields = configuration.as_object_mut().context("no object")?;
+                for key in ["bridge", "hairpinMode", "isDefaultGateway", "isGateway"] {
+                    fields.remove(key);
+                }
+                fields.insert("type".to_owned(), json!("ptp"));
+                let routes = fields["ipam"]["routes"]
+                    .as_array_mut()
+                    .context("no routes")?;
+                // The plugin `bridge` makes it by itself, this one only on demand.
+                let default = |network: &Value| match network["dst"].as_str() {
+                    Some(text) if text.contains(':') => json!({ "dst": "::/0" }),
+                    _ => json!({ "dst": "0.0.0.0/0" }),
+                };
+                routes.extend(routes.iter().map(default).collect::<Vec<_>>());
+                configuration.to_string()
+            }
+        };
+        Ok(Self {
+            plug,
+            configuration,
+            ..self
         })
     }
 
@@ -165,8 +207,11 @@ impl Plugins {
     }
 
     fn call(&self, node: &Namespace, sandbox: &Sandbox, verb: &str) -> Result<String> {
-        let bridge = self.folder.join("bridge");
-        let output = invoke(node, &bridge, sandbox, verb, &self.configuration)?;
+        let plugin = self.folder.join(match self.plug {
+            Plug::Bridge => "bridge",
+            Plug::PointToPoint => "ptp",
+        });
+        let output = invoke(node, &plugin, sandbox, verb, &self.configuration)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             // A plugin explains itself on stdout.
@@ -214,7 +259,7 @@ fn parse(result: &Value) -> Result<Attachment> {
     let port = interfaces
         .iter()
         .find(|interface| interface["sandbox"].is_null() && interface["name"] != BRIDGE)
-        .context("no bridge port")?;
+        .context("no interface of the host")?;
     let inside = interfaces
         .iter()
         .find(|interface| !interface["sandbox"].is_null())

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 use towpath_tests::agent::AgentOptions;
+use towpath_tests::cni::Plug;
 use towpath_tests::frame::{self, Capture};
 use towpath_tests::lab::{Backend, LabConfig, Server};
 use towpath_tests::matrix::Flow;
@@ -24,6 +25,22 @@ fn only_web_reaches_db(flow: &Flow<'_>) -> bool {
 /// Nothing came back from the other side. An unknown pod does not even learn its gateway's hardware address.
 fn is_silent(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::TimedOut | Outcome::Failed { .. })
+}
+
+/// `shop/db` is on node-b.
+fn only_its_own_host_reaches_db(stage: &Stage) -> anyhow::Result<()> {
+    let db = stage.lab.pod("shop/db")?;
+    let from = |node: &str, patience| {
+        let node = &stage.lab.node(node)?.namespace;
+        probe(node, &db.targets(), patience)
+    };
+
+    let own = from("node-b", Patience::LONG)?;
+    let other = from("node-a", Patience::default())?;
+
+    assert!(own.iter().all(Outcome::passed), "{own:?}");
+    assert!(other.iter().all(is_silent), "{other:?}");
+    Ok(())
 }
 
 fn restricted(config: &LabConfig) -> anyhow::Result<Stage> {
@@ -74,6 +91,39 @@ fn host_routes_are_judged_as_tunnels_are() {
     stage.hold(only_web_reaches_db).unwrap();
 }
 
+/// Without a bridge each pod has an interface of its own, with a name that tells whose it is.
+#[test]
+fn pods_of_the_plugin_ptp_are_judged_as_bridged_ones_are() {
+    require!("enforcement", Root, CniPlugins, Vxlan, Nft, Ipv6);
+    for backend in [Backend::Vxlan, Backend::HostGateway] {
+        let mut stage = Stage::new(&LabConfig {
+            plug: Plug::PointToPoint,
+            backend,
+            ipv6: backend == Backend::Vxlan,
+            ..LabConfig::default()
+        })
+        .unwrap();
+        stage
+            .start_agents(&AgentOptions {
+                configuration: Some("podBridges: []\ninterfacePrefixes: [veth]\n".to_owned()),
+                ..AgentOptions::default()
+            })
+            .unwrap();
+        stage.settle(|_| true).unwrap();
+        stage.write("deny", &deny_ingress("shop")).unwrap();
+        stage
+            .write("allow", &allow_http("shop", "db", "web"))
+            .unwrap();
+        stage.settle(only_web_reaches_db).unwrap();
+
+        only_its_own_host_reaches_db(&stage).unwrap();
+
+        stage.lab.withdraw("deny").unwrap();
+        stage.lab.withdraw("allow").unwrap();
+        stage.settle(|_| true).unwrap();
+    }
+}
+
 #[test]
 fn new_pod_is_closed_until_it_is_programmed() {
     require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
@@ -104,23 +154,7 @@ fn new_pod_is_closed_until_it_is_programmed() {
 fn own_host_always_reaches_its_pods() {
     require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
     let stage = restricted(&LabConfig::default()).unwrap();
-    let db = stage.lab.pod("shop/db").unwrap();
-
-    let own = probe(
-        &stage.lab.node("node-b").unwrap().namespace,
-        &db.targets(),
-        Patience::LONG,
-    )
-    .unwrap();
-    let other = probe(
-        &stage.lab.node("node-a").unwrap().namespace,
-        &db.targets(),
-        Patience::default(),
-    )
-    .unwrap();
-
-    assert!(own.iter().all(Outcome::passed), "{own:?}");
-    assert!(other.iter().all(is_silent), "{other:?}");
+    only_its_own_host_reaches_db(&stage).unwrap();
 }
 
 #[test]
@@ -142,6 +176,128 @@ fn pod_to_its_own_node_is_judged_by_egress() {
 
     assert!(before[0].passed(), "{before:?}");
     assert_eq!(after, [Outcome::TimedOut]);
+}
+
+/// Pods with `app: web` in `shop` may send to nodes with a label, and to nobody else.
+fn only_to_nodes(label: &str) -> String {
+    format!(
+        "apiVersion: policy.networking.k8s.io/v1alpha2\n\
+         kind: ClusterNetworkPolicy\n\
+         metadata: {{name: only-to-nodes}}\n\
+         spec:\n  \
+           tier: Admin\n  \
+           priority: 1\n  \
+           subject: {{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{app: web}}}}}}}}\n  \
+           egress:\n    \
+             - {{action: Accept, to: [{{nodes: {{matchLabels: {{{label}}}}}}}]}}\n    \
+             - {{action: Deny, to: [{{networks: [0.0.0.0/0]}}]}}\n"
+    )
+}
+
+/// A Node that has the label `infra: \"yes\"`.
+fn infra(addresses: &[String], pod_cidr: &str) -> String {
+    let addresses: Vec<String> = addresses
+        .iter()
+        .map(|address| format!("{{type: InternalIP, address: {address}}}"))
+        .collect();
+    format!(
+        "apiVersion: v1\n\
+         kind: Node\n\
+         metadata:\n  \
+           name: edge\n  \
+           labels: {{infra: \"yes\"}}\n  \
+           annotations: {{flannel.alpha.coreos.com/backend-type: vxlan}}\n\
+         spec: {{podCIDR: {pod_cidr}}}\n\
+         status: {{addresses: [{}]}}\n",
+        addresses.join(", ")
+    )
+}
+
+#[test]
+fn what_a_node_object_claims_opens_nothing() {
+    require!("enforcement", Root, CniPlugins, Vxlan, BridgeNetfilter, Nft);
+    let stage = Stage::with_agents(&LabConfig::default()).unwrap();
+    stage.settle(|_| true).unwrap();
+    let [web, db] = ["shop/web", "shop/db"].map(|id| stage.lab.pod(id).unwrap());
+    let other = stage.lab.node("node-b").unwrap();
+    let warns = |text: &str| {
+        let agent = stage.agent("node-a").unwrap();
+        until("the doubtful claim is told", SETTLE, || {
+            Ok(agent.ask(&["status"])?["warnings"]
+                .to_string()
+                .contains(text))
+        })
+        .unwrap();
+    };
+    let is_not_from_web = |flow: &Flow<'_>| flow.from.spec.name != "web";
+    stage.write("edge", &infra(&[], "10.244.99.0/24")).unwrap();
+    stage
+        .write("web", &only_to_nodes("infra: \"yes\""))
+        .unwrap();
+    stage.settle(is_not_from_web).unwrap();
+
+    // The address of a pod of another node.
+    let listed = db.ipv4().unwrap().to_string();
+    stage
+        .write(
+            "edge",
+            &infra(std::slice::from_ref(&listed), "10.244.99.0/24"),
+        )
+        .unwrap();
+    warns(&format!("node edge lists {listed}"));
+    stage.hold(is_not_from_web).unwrap();
+
+    // The pod network of another node, whose first two addresses would be the claimant's.
+    let cidr = other.pod_cidrs[0].to_string();
+    let bridge = Target::icmp(other.pod_cidrs[0].hosts().next().unwrap());
+    let reached = || probe(&web.namespace, &[bridge], Patience::default()).unwrap();
+    stage.write("edge", &infra(&[], &cidr)).unwrap();
+    warns(&format!(
+        "the pod CIDR {cidr} of node edge overlaps {cidr} of node node-b"
+    ));
+    stage.hold(is_not_from_web).unwrap();
+    assert!(is_silent(&reached()[0]));
+
+    // Those of its owner again, once nobody disputes them.
+    stage.remove("edge").unwrap();
+    stage
+        .write("web", &only_to_nodes("kubernetes.io/hostname: node-b"))
+        .unwrap();
+    until("the bridge of the other node is reached", SETTLE, || {
+        Ok(reached()[0].passed())
+    })
+    .unwrap();
+    stage.hold(is_not_from_web).unwrap();
+}
+
+#[test]
+fn a_nodes_own_addresses_are_those_of_its_interfaces() {
+    require!("enforcement", Root, CniPlugins, BridgeNetfilter, Nft);
+    // With routes no address of a pod network is told to be a node's.
+    let stage = Stage::with_agents(&LabConfig {
+        backend: Backend::HostGateway,
+        ..LabConfig::default()
+    })
+    .unwrap();
+    stage.settle(|_| true).unwrap();
+    let web = stage.lab.pod("shop/web").unwrap();
+    let own = stage.lab.node("node-a").unwrap();
+    let bridge = Target::icmp(own.pod_cidrs[0].hosts().next().unwrap());
+    let reached = || probe(&web.namespace, &[bridge], Patience::default()).unwrap();
+
+    stage
+        .write("web", &only_to_nodes("kubernetes.io/hostname: node-b"))
+        .unwrap();
+    stage.settle(|flow| flow.from.spec.name != "web").unwrap();
+    assert!(is_silent(&reached()[0]));
+
+    stage
+        .write("web", &only_to_nodes("kubernetes.io/hostname: node-a"))
+        .unwrap();
+    until("the own bridge is reached", SETTLE, || {
+        Ok(reached()[0].passed())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -168,7 +168,12 @@ fn changes_are_merged_and_nothing_is_written_when_nothing_changes() {
     wait_status(&api, "node-a", "endpoints", |status| {
         status["endpoints"] == 2 && status["enforced"] == true
     });
-    let writes = |stage: &Stage| stage.agents[0].metric("towpath_api_writes_total").unwrap();
+    // The object stands in the API server a moment before the agent has counted that it wrote it.
+    let writes = |stage: &Stage| {
+        stage.agents[0]
+            .wait_metric("towpath_api_writes_total", |number| number >= 1.0)
+            .unwrap()
+    };
 
     let (before, started) = (writes(&stage), std::time::Instant::now());
     for number in 0..100 {

@@ -189,6 +189,7 @@ impl GraphThread {
 
     /// What the source says, with what the claims make of it.
     pub(super) fn apply_source(&mut self, update: &Update) {
+        let update = &*self.complete(update);
         if self.parts.cni.claims.is_empty() {
             return self.graph.apply(update);
         }

@@ -4,11 +4,12 @@
 //! will contain; nothing is sent to the applier before the source is in sync and all interfaces have been seen.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use towpath_core::calc::CalcGraph;
-use towpath_core::model::{PolicyId, Update};
+use towpath_core::calc::{CalcGraph, Doubt};
+use towpath_core::model::{Node, PolicyId, Update};
 use towpath_core::tables::Delta;
 use towpath_runtime::liveness::Beat;
 use towpath_runtime::readiness::{Condition, Readiness};
@@ -87,6 +88,12 @@ pub(super) struct GraphThread {
     collect_at: Option<Instant>,
     tick_at: Instant,
     pub(super) host: HostFacts,
+    /// Addresses of this host that are judged as pods.
+    pub(super) local_services: BTreeSet<IpAddr>,
+    /// This node as the source tells it.
+    pub(super) own_node: Option<Node>,
+    /// Claims of nodes that are not believed, or that others make, too.
+    pub(super) doubts: Vec<Doubt>,
     pub(super) foreign_ports: ForeignPorts,
     pub(super) problems: Vec<Problem>,
     pub(super) denied: DeniedFlows,
@@ -148,6 +155,9 @@ impl GraphThread {
             collect_at: None,
             tick_at: now + TICK,
             host: HostFacts::default(),
+            local_services: local_services::addresses(&config.local_services),
+            own_node: None,
+            doubts: Vec::new(),
             foreign_ports: ForeignPorts::default(),
             problems: Vec::new(),
             denied: DeniedFlows::new(config.denied_flows_kept).telling(events),
@@ -348,6 +358,8 @@ impl GraphThread {
             }
             self.facts.note_host(&self.host, &host);
             self.host = host;
+            let told = self.tell_own_node();
+            self.count(Teller::Interfaces, told, at);
         }
         self.gate.are_interfaces_seen = true;
     }

@@ -32,7 +32,7 @@ impl HostFacts {
         !self.lasting_addresses().eq(other.lasting_addresses())
     }
 
-    fn lasting_addresses(&self) -> impl Iterator<Item = &IpAddr> {
+    pub(super) fn lasting_addresses(&self) -> impl Iterator<Item = &IpAddr> {
         self.addresses.iter().filter(|address| match address {
             IpAddr::V4(address) => !address.is_link_local(),
             IpAddr::V6(address) => !address.is_unicast_link_local(),

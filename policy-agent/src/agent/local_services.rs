@@ -123,6 +123,12 @@ pub fn updates(services: &[LocalService]) -> impl Iterator<Item = Update> {
     peers.map(|peer| Update::Upsert(Object::Endpoint(peer)))
 }
 
+/// Every address that stands for pods.
+pub(super) fn addresses(services: &[LocalService]) -> BTreeSet<IpAddr> {
+    let addresses = services.iter().flat_map(|service| &service.addresses);
+    addresses.copied().collect()
+}
+
 fn container_port(port: &NamedPort) -> ContainerPort {
     ContainerPort {
         name: Some(port.name.clone()),

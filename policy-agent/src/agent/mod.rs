@@ -34,6 +34,7 @@ pub mod local_services;
 mod metrics;
 mod monitor;
 mod nflog;
+mod nodes;
 mod obstacles;
 mod publishing;
 pub mod report;

@@ -100,6 +100,16 @@ impl Known {
         self.facts = FlannelFacts::merge(&inputs);
     }
 
+    /// Networks of this node's pods, as Flannel noted them on disk; nothing of what its object says.
+    pub(super) fn noted_networks(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let seen = self.surroundings.as_ref();
+        let noted = seen.and_then(|seen| seen.here.subnet_env.as_ref());
+        noted
+            .map(|noted| noted.subnets)
+            .into_iter()
+            .flat_map(|subnets| subnets.iter())
+    }
+
     /// Whether the CNI plugin is installed.
     pub(super) fn is_chained(&self) -> bool {
         self.surroundings
@@ -235,6 +245,7 @@ mod tests {
             labels: Labels::default(),
             addresses: Vec::new(),
             pod_cidrs: vec![network.parse().unwrap()],
+            ..Node::default()
         }
     }
 

@@ -186,6 +186,7 @@ fn source() -> Vec<Update> {
         labels: Labels::default(),
         addresses: Vec::new(),
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+        ..Node::default()
     };
     let labels = Labels::default();
     [
@@ -427,6 +428,7 @@ fn other_node() -> Update {
             "fd00:2::/64".parse().unwrap(),
             "10.244.3.7/32".parse().unwrap(),
         ],
+        ..Node::default()
     }))
 }
 

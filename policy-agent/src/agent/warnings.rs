@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use towpath_core::calc::Doubt;
 use towpath_core::model::{EndpointKind, InterfaceName};
 use tracing::{info, warn};
 
 use super::graph::GraphThread;
+use super::metrics::Teller;
 use super::surroundings::Surroundings;
 use super::unannounced::{self, Seat};
 
@@ -27,10 +29,12 @@ pub(super) enum WarningKind {
     Silent,
     /// Files of the state directory cannot be written.
     State,
+    /// Nodes claim what is not believed or what others have, too.
+    Addresses,
 }
 
 impl WarningKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Node,
         Self::Interfaces,
         Self::Blocks,
@@ -38,6 +42,7 @@ impl WarningKind {
         Self::Chain,
         Self::Silent,
         Self::State,
+        Self::Addresses,
     ];
 
     /// As in metrics.
@@ -50,6 +55,7 @@ impl WarningKind {
             Self::Chain => "cni-chain",
             Self::Silent => "cni-silent",
             Self::State => "state",
+            Self::Addresses => "addresses",
         }
     }
 
@@ -57,10 +63,29 @@ impl WarningKind {
     fn log_key(self, text: &str) -> Option<(Self, String)> {
         match self {
             Self::Node | Self::Interfaces | Self::Blocks | Self::State => None,
-            Self::Flannel | Self::Chain => Some((self, text.to_owned())),
+            Self::Flannel | Self::Chain | Self::Addresses => Some((self, text.to_owned())),
             Self::Silent => Some((self, String::new())),
         }
     }
+}
+
+/// So many doubtful claims of each kind are named; of the others the number is told.
+const MOST_DOUBTS: usize = 8;
+
+/// Warnings of doubtful claims, which are sorted.
+fn told_doubts(doubts: &[Doubt]) -> impl Iterator<Item = Warning> {
+    let kinds = doubts.chunk_by(|one, other| one.kind() == other.kind());
+    kinds.flat_map(|of_kind| {
+        let (named, others) = of_kind.split_at(of_kind.len().min(MOST_DOUBTS));
+        let rest = others.first().map(|first| {
+            let text = format!("{} more {}", others.len(), first.kind());
+            (WarningKind::Addresses, others.len(), text)
+        });
+        let named = named
+            .iter()
+            .map(|doubt| (WarningKind::Addresses, 1, doubt.to_string()));
+        named.chain(rest)
+    })
 }
 
 /// A warning: what it is about, how many it is about, and its text.
@@ -104,6 +129,8 @@ impl GraphThread {
         let bridge = self.facts.bridges.first().map(InterfaceName::as_str);
         self.surroundings.take(seen, &self.node, bridge);
         self.facts.note_surroundings(&self.surroundings);
+        let told = self.tell_own_node();
+        self.count(Teller::Interfaces, told, Instant::now());
     }
 
     /// Everything that holds and hardly is meant.
@@ -124,6 +151,7 @@ impl GraphThread {
         });
         warnings.extend(fault.map(one(WarningKind::Chain)));
         warnings.extend(self.unwritten().map(one(WarningKind::State)));
+        warnings.extend(told_doubts(&self.doubts));
         let silent = self.unannounced.silent(now);
         let count = silent.len();
         let text = unannounced::warning(&silent);
@@ -152,10 +180,13 @@ impl GraphThread {
 
     /// Looks for warnings, counts them and logs what is new.
     pub(super) fn tick_warnings(&mut self, now: Instant) {
-        let node = self.graph.cluster().nodes.get(self.node.as_str());
         let bridge = self.facts.bridges.first().map(InterfaceName::as_str);
-        self.surroundings.follow(node, &self.node, bridge);
+        self.surroundings
+            .follow(self.own_node.as_ref(), &self.node, bridge);
         self.look_for_announcements(now);
+        if let Some(doubts) = self.graph.new_doubts() {
+            self.doubts = doubts;
+        }
         let warnings = self.warnings(now);
         for kind in WarningKind::ALL {
             let counts = warnings
@@ -198,6 +229,31 @@ impl GraphThread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_doubts_of_one_kind_hide_no_other() {
+        let listed = |last: u8| Doubt::InPodCidr {
+            node: "n".into(),
+            address: [10, 0, 0, last].into(),
+            cidr: "10.0.0.0/24".parse().unwrap(),
+        };
+        let taken = Doubt::Taken {
+            node: "n".into(),
+            address: [10, 0, 1, 0].into(),
+            by: "other".into(),
+        };
+        let doubts: Vec<Doubt> = std::iter::once(taken).chain((0..20).map(listed)).collect();
+
+        let told: Vec<(WarningKind, usize, String)> = told_doubts(&doubts).collect();
+
+        assert_eq!(told.len(), 1 + MOST_DOUBTS + 1);
+        assert!(told[0].2.starts_with("10.0.1.0, of the tunnel"), "{told:?}");
+        let (_, others, text) = &told[told.len() - 1];
+        assert_eq!(
+            (*others, text.as_str()),
+            (12, "12 more addresses of nodes in pod CIDRs")
+        );
+    }
 
     fn warning(kind: WarningKind, text: &str) -> Warning {
         (kind, 1, text.to_owned())

@@ -138,7 +138,7 @@ impl NodeFacts {
             found.into_iter().flatten().filter(move |_| is_wide)
         };
         let networks = node.pod_cidrs.iter().flat_map(of_network);
-        node.addresses.iter().copied().chain(networks)
+        node.claimed().chain(networks)
     }
 }
 

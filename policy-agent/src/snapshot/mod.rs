@@ -23,7 +23,7 @@ pub use writer::SnapshotWriter;
 /// Name of the file in the state directory.
 pub const SNAPSHOT: &str = "snapshot.jsonl";
 /// Raised when another version would misunderstand the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest line: the largest object that an API server stores is smaller.
 const LINE_BYTES: u64 = 16 << 20;
 /// Objects in one file.

@@ -74,7 +74,7 @@ proptest! {
 fn a_snapshot_of_another_node_or_version_is_not_used() {
     let bytes = written(&Cluster::default());
     let text = String::from_utf8(bytes.clone()).unwrap();
-    let newer = text.replace("\"version\":1", "\"version\":2");
+    let newer = text.replace("\"version\":2", "\"version\":3");
 
     assert!(matches!(
         read(&bytes[..], "elsewhere"),
@@ -82,7 +82,7 @@ fn a_snapshot_of_another_node_or_version_is_not_used() {
     ));
     assert!(matches!(
         read(newer.as_bytes(), LOCAL_NODE),
-        Err(SnapshotError::Version { found: 2 })
+        Err(SnapshotError::Version { found: 3 })
     ));
 }
 

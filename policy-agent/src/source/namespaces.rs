@@ -280,9 +280,7 @@ mod tests {
         let lifecycle = prop::sample::select(vec![Lifecycle::Live, Lifecycle::Finished]);
         let node = Node {
             name: "n".into(),
-            labels: Labels::default(),
-            addresses: Vec::new(),
-            pod_cidrs: Vec::new(),
+            ..Node::default()
         };
         prop_oneof![
             2 => (place.clone(), version).prop_map(|(place, version)| namespace(place, version)),

@@ -217,6 +217,7 @@ pub(crate) fn objects(size: Size) -> impl Iterator<Item = Object> {
         pod_cidrs: vec![IpNet::V4(
             Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 24).expect("24 bits"),
         )],
+        ..Node::default()
     });
     let pods = (0..size.pods).map(move |index| Object::Endpoint(pod(size, index)));
     let policies = (0..size.policies).map(move |index| Object::Policy(policy(size, index)));

@@ -26,7 +26,7 @@ pub use pod::{Pod, PodPort, PodSpec, Server};
 
 use crate::addresses::Addresses;
 use crate::cluster::{Cluster, KubernetesConfig};
-use crate::cni::PluginSet;
+use crate::cni::{Plug, PluginSet};
 use crate::manifest::{self, Manifests};
 use crate::netns::Namespace;
 use crate::run::Run;
@@ -55,6 +55,8 @@ pub struct LabConfig {
     pub bridge_netfilter: bool,
     /// Whose CNI plugins plug pods in.
     pub plugins: PluginSet,
+    /// What pods' cables are plugged into.
+    pub plug: Plug,
     /// A real API server, Flannel and kube-proxy. Without it the lab does what Flannel would, and the agents read
     /// manifests.
     pub kubernetes: Option<KubernetesConfig>,
@@ -68,6 +70,7 @@ impl Default for LabConfig {
             backend: Backend::Vxlan,
             bridge_netfilter: false,
             plugins: PluginSet::default(),
+            plug: Plug::default(),
             kubernetes: None,
         }
     }

@@ -65,7 +65,8 @@ impl Node {
                 &addresses.pod_networks(),
                 mtu,
                 &data,
-            )?,
+            )?
+            .with_plug(config.plug)?,
             backend: config.backend,
             tunnels: Vec::new(),
             name,

@@ -1,7 +1,7 @@
 //! The positive control: a prober that cannot see an opening proves nothing by seeing none.
 
 use towpath_core::evaluate::Flow;
-use towpath_core::generate::{Probe, sample};
+use towpath_core::generate::Probe;
 use towpath_core::model::Verdict;
 use towpath_tests::require;
 
@@ -21,8 +21,7 @@ fn prober_sees_an_instant_without_enforcement() {
     let mut fabric = Fabric::new().unwrap();
     let mut kernel = Kernel::open(&fabric).unwrap();
     let first = first_seed();
-    let (cluster, forbidden) = (first..)
-        .zip(sample(first, 1_000))
+    let (cluster, forbidden) = super::worlds(first, 1_000)
         .map(|(seed, world)| {
             let cluster = world.cluster();
             let flows = world.flows(seed, 200);

@@ -10,7 +10,7 @@ use policy_agent::layout::{LayoutOptions, NodeFacts, TableId};
 use policy_agent::render;
 use towpath_core::calc::CalcGraph;
 use towpath_core::generate::LOCAL_NODE;
-use towpath_core::model::{Cluster, Update};
+use towpath_core::model::{Cluster, Node, Update};
 use towpath_core::tables::{Delta, Tables};
 use towpath_dataplane::nft::{
     Backend, ChainRules, CommitError, Element, Name, NetlinkBackend, Table, Transaction,
@@ -215,7 +215,7 @@ fn facts(cluster: &Cluster) -> NodeFacts {
         pod_interfaces: [name("cni0".to_owned())].into(),
         routed_interfaces: BTreeSet::new(),
         pod_ports: Fabric::pod_ports().map(name).collect(),
-        node_addresses: Arc::new(nodes.flat_map(|node| node.addresses.clone()).collect()),
+        node_addresses: Arc::new(nodes.flat_map(Node::claimed).collect()),
         audited: BTreeSet::new(),
         overlay_ports: None,
     }

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use towpath_core::evaluate::{Evaluator, Flow, Reason};
 use towpath_core::generate::LOCAL_NODE;
-use towpath_core::model::{Cluster, Direction, Endpoint, EndpointKind, ObservedInterface, Verdict};
+use towpath_core::model::{
+    Cluster, Direction, Endpoint, EndpointKind, Node, ObservedInterface, Verdict,
+};
 
-use super::fabric::{Addresses, Fabric, Place, Shot, Way};
+use super::fabric::{Addresses, FENCE, Fabric, Place, Shot, Way};
 
 /// Encapsulations that carry packets past policy: IPv4, IPv6 and GRE in IP.
 const ENCAPSULATIONS: [u8; 3] = [4, 41, 47];
@@ -18,6 +21,8 @@ pub(crate) struct Plan<'a> {
     evaluator: Evaluator<'a>,
     pub(crate) addresses: Addresses,
     nodes: BTreeSet<IpAddr>,
+    /// This node's pod CIDRs.
+    networks: &'a [IpNet],
 }
 
 /// Why a flow is not probed.
@@ -101,17 +106,26 @@ impl<'a> Plan<'a> {
         }
         let node = cluster.nodes.get(LOCAL_NODE);
         if let Some(node) = node {
-            addresses.node.extend(&node.addresses);
+            addresses.node.extend(node.claimed());
         }
         Self {
             evaluator: Evaluator::new(cluster),
             addresses,
-            nodes: cluster
-                .nodes
-                .values()
-                .flat_map(|node| node.addresses.clone())
-                .collect(),
+            nodes: cluster.nodes.values().flat_map(Node::claimed).collect(),
+            networks: node.map_or(&[][..], |node| &node.pod_cidrs),
         }
+    }
+
+    /// Whether an address is of this node's pods, wherever it is.
+    fn is_in_pod_cidr(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|cidr| cidr.contains(&address))
+    }
+
+    /// Whether the fabric's own packet is of no interest to the tables.
+    pub(crate) fn leaves_the_fence_alone(&self) -> bool {
+        !FENCE
+            .into_iter()
+            .any(|address| self.is_in_pod_cidr(address.into()))
     }
 
     fn place(&self, address: IpAddr) -> Place {
@@ -162,10 +176,16 @@ impl<'a> Plan<'a> {
     pub(crate) fn expect(&self, shot: &Shot) -> Result<Expectation, Skip> {
         let source = match shot.from {
             Place::Pod(_) | Place::Stray => Some(self.judge(Direction::Egress, &shot.flow)?),
+            Place::Outside if self.is_in_pod_cidr(shot.flow.source) => {
+                Some(self.judge(Direction::Egress, &shot.flow)?)
+            }
             Place::Outside | Place::Node => None,
         };
         let destination = match shot.to {
             Place::Pod(_) | Place::Stray => Some(self.judge(Direction::Ingress, &shot.flow)?),
+            Place::Outside if self.is_in_pod_cidr(shot.flow.destination) => {
+                Some(self.judge(Direction::Ingress, &shot.flow)?)
+            }
             Place::Node | Place::Outside => None,
         };
         Ok(Expectation::of(source, destination))
@@ -174,7 +194,9 @@ impl<'a> Plan<'a> {
     fn judge(&self, direction: Direction, flow: &Flow) -> Result<Cause, Skip> {
         let (address, peer) = flow.sides(direction);
         let is_encapsulation = ENCAPSULATIONS.contains(&flow.protocol);
-        if direction == Direction::Egress && is_encapsulation && self.nodes.contains(&peer) {
+        let may_unpack = is_encapsulation && self.nodes.contains(&peer);
+        // What goes to a pod here unpacks nothing on a node, whoever claims its address.
+        if direction == Direction::Egress && may_unpack && !self.is_known(peer)? {
             return Ok(Cause::Encapsulation);
         }
         if !self.is_known(address)? {

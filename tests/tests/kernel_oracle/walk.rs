@@ -1,7 +1,7 @@
 //! Walks from world to world by random updates, in a kernel that is never loaded afresh.
 
 use anyhow::{Result, ensure};
-use towpath_core::generate::{Probe, difference, flows, sample};
+use towpath_core::generate::{Probe, difference, flows};
 use towpath_core::model::{Cluster, Update};
 use towpath_core::tables::{Delta, Phase};
 use towpath_tests::random::Random;
@@ -28,9 +28,8 @@ fn every_batch_of_a_walk_leaves_the_old_or_the_new_verdicts() {
     let first = first_seed();
     let mut walk = Walk::new(first).unwrap();
 
-    let mut worlds = (first..)
-        .zip(sample(first, wanted))
-        .map(|(seed, world)| (seed, world.cluster()));
+    let worlds = super::worlds(first, wanted);
+    let mut worlds = worlds.map(|(seed, world)| (seed, world.cluster()));
     while walk.tally.probes < wanted {
         let leg: Vec<(u64, Cluster)> = worlds.by_ref().take(WORLDS_PER_LEG).collect();
         let (_, ground) = leg.first().expect("more worlds than probes").clone();

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use towpath_core::evaluate::Flow;
-use towpath_core::generate::{Probe, sample};
+use towpath_core::generate::Probe;
 use towpath_core::model::{Cluster, Object, ObjectKey, Update};
 use towpath_tests::require;
 
@@ -26,7 +26,7 @@ fn kernel_and_evaluator_agree() {
     let mut tally = Tally::default();
 
     // More worlds than are needed: the probes decide when it is enough.
-    for (seed, world) in (first..).zip(sample(first, wanted)) {
+    for (seed, world) in super::worlds(first, wanted) {
         if tally.probes >= wanted {
             break;
         }

@@ -27,6 +27,62 @@ pub(crate) struct Fault {
 /// All faults.
 pub(crate) const FAULTS: &[Fault] = &[
     Fault {
+        name: "a node owns what it lists in a pod CIDR",
+        file: "crates/core/src/calc/identities.rs",
+        before: "Ground::Listed => self.holding(IpNet::from(address)).next().is_none(),",
+        after: "Ground::Listed => true,",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a disputed pod CIDR still has its first addresses",
+        file: "crates/core/src/calc/identities.rs",
+        before: "overlapping.any(|(_, owners)| owners.iter().any(|owner| owner != name))",
+        after: "overlapping.next().is_none()",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a tunnel of a node takes an address that another node lists",
+        file: "crates/core/src/calc/identities.rs",
+        before: "!self.is_disputed(network, name) && self.other_holder(address, name).is_none()",
+        after: "!self.is_disputed(network, name)",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a claim of a node that is not believed closes nothing",
+        file: "crates/core/src/calc/moves.rs",
+        before: "            self.matchers.of_node(&node.labels, false, &mut common);\n",
+        after: "            let _ = node;\n",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a claim of a node that is not believed opens",
+        file: "crates/core/src/calc/moves.rs",
+        before: "            self.matchers.of_node(&node.labels, false, &mut common);\n",
+        after: "            self.matchers.of_node(&node.labels, true, &mut common);\n",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a pod CIDR that comes or goes changes nobody's addresses",
+        file: "crates/core/src/calc/identities.rs",
+        before: "            concerned.extend(self.claimed_in(&network));\n",
+        after: "",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a wider pod CIDR that is disputed keeps its first addresses until something else changes",
+        file: "crates/core/src/calc/identities.rs",
+        before: "            concerned.extend(around.flat_map(Node::first_two));\n",
+        after: "            drop(around);\n",
+        suite: Suite::Core,
+    },
+    Fault {
+        name: "a node's address that a workload claims has the rights of both",
+        file: "crates/core/src/calc/moves.rs",
+        before: "        if signature.is_empty() {\n            signature.push(common);\n        }\n",
+        after: "        if signature.is_empty() {\n            signature.push(common);\n        }\n        signature = vec![signature.concat()];\n",
+        suite: Suite::Core,
+    },
+    Fault {
         name: "NotIn needs the key to be there",
         file: "crates/core/src/model/selector.rs",
         before: "                !labels.get(key).is_some_and(|value| values.contains(value))",

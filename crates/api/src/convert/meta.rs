@@ -19,13 +19,10 @@ pub(super) struct Meta {
     /// `None` for cluster-wide kinds, or when invalid (reported).
     pub(super) namespace: Option<SmolStr>,
     pub(super) labels: Labels,
-    /// `flannel.alpha.coreos.com/backend-type`, of Nodes.
-    pub(super) flannel_backend: Option<SmolStr>,
     /// Of Pods, as container runtimes are told it.
     pub(super) uid: Option<PodUid>,
 }
 
-const FLANNEL_BACKEND: &str = "flannel.alpha.coreos.com/backend-type";
 /// On the API's copy of a static pod: the uid that the kubelet gave the pod itself.
 const MIRRORED: &str = "kubernetes.io/config.mirror";
 
@@ -63,10 +60,6 @@ pub(super) fn read(root: &Fields<'_>, kind: Kind) -> Option<Meta> {
         labels: labels
             .and_then(|labels| read_labels(&labels))
             .unwrap_or_default(),
-        flannel_backend: match kind {
-            Kind::Node => read_backend(&metadata),
-            _ => None,
-        },
         uid: match kind {
             Kind::Pod => read_uid(&metadata),
             _ => None,
@@ -124,19 +117,4 @@ fn read_uid(metadata: &Fields<'_>) -> Option<PodUid> {
         annotations.get(MIRRORED)?.text()?.parse().ok()
     });
     mirrored.or_else(|| metadata.get("uid")?.text()?.parse().ok())
-}
-
-fn read_backend(metadata: &Fields<'_>) -> Option<SmolStr> {
-    let field = metadata.get("annotations")?;
-    let annotations = field.fields()?;
-    let backend = annotations.get(FLANNEL_BACKEND)?;
-    let text = backend.text()?;
-    if text.len() > 32 {
-        backend.error(
-            format!("{} is not a Flannel backend", quote(text)),
-            "write it like vxlan or host-gw",
-        );
-        return None;
-    }
-    Some(SmolStr::new(text))
 }

@@ -1,5 +1,6 @@
 //! Namespaces, Nodes, Pods and `WorkloadEndpoint`s.
 
+use ipnet::IpNet;
 use towpath_core::model::{
     ContainerPort, Endpoint, EndpointId, EndpointKind, Lifecycle, MacAddress, Namespace, Node,
     Object, Protocol,
@@ -223,29 +224,53 @@ status:
 }
 
 #[test]
-fn a_node_with_vxlan_has_the_addresses_of_its_bridge() {
+fn a_node_has_tunnels_where_flannel_says_so() {
     let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let pod_cidrs: Vec<IpNet> = vec![
+        "10.244.1.0/24".parse().unwrap(),
+        "fd00:10:244:1::/64".parse().unwrap(),
+    ];
 
     let expected = Node {
         name: "node-a".into(),
         labels: [("zone", "x")].into_iter().collect(),
-        addresses: addresses(&[
-            "10.244.1.0",
-            "10.244.1.1",
-            "192.168.77.1",
-            "203.0.113.9",
-            "fd00:10:244:1::",
-            "fd00:10:244:1::1",
-        ]),
-        pod_cidrs: vec![
-            "10.244.1.0/24".parse().unwrap(),
-            "fd00:10:244:1::/64".parse().unwrap(),
-        ],
+        addresses: addresses(&["192.168.77.1", "203.0.113.9"]),
+        observed: Vec::new(),
+        tunnel_cidrs: pod_cidrs.clone(),
+        pod_cidrs: pod_cidrs.clone(),
     };
     assert_eq!(node("vxlan"), expected);
     assert_eq!(node("VXLAN"), expected);
-    let plain: Vec<std::net::IpAddr> = addresses(&["192.168.77.1", "203.0.113.9"]);
-    assert_eq!(node("host-gw").addresses, plain);
+    let plain = Node {
+        tunnel_cidrs: Vec::new(),
+        ..expected
+    };
+    assert_eq!(node("host-gw"), plain);
+    for (key, tunnel) in [("backend-data", 0), ("backend-v6-data", 1)] {
+        let annotations = format!("vxlan, flannel.alpha.coreos.com/{key}: '{{}}'");
+        let found = node(&annotations).tunnel_cidrs;
+        assert_eq!(found, [pod_cidrs[tunnel]], "{key}");
+    }
+    let none = node("vxlan, flannel.alpha.coreos.com/backend-data: 'null'");
+    assert_eq!(none.tunnel_cidrs, [], "Flannel says that there is none");
+}
+
+#[test]
+fn an_address_that_flannel_does_not_have_costs_no_node() {
+    let node = node("host-gw, flannel.alpha.coreos.com/public-ip: 0.0.0.0");
+
+    assert_eq!(node.addresses.len(), 2, "{node:?}");
+}
+
+#[test]
+fn the_address_that_flannel_sends_from_is_a_nodes_own() {
+    let node = node(
+        "host-gw, flannel.alpha.coreos.com/public-ip: 192.0.2.7, flannel.alpha.coreos.com/public-ipv6: 'fd00:7::7'",
+    );
+
+    let expected = ["192.0.2.7", "192.168.77.1", "203.0.113.9", "fd00:7::7"];
+    let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, expected);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smol_str::SmolStr;
 
+use super::identities::Identities;
 use crate::model::{
     Cluster, Endpoint, EndpointId, InterfaceName, MacAddress, Node, ObservedInterface, Protocol,
 };
@@ -26,7 +27,7 @@ pub(super) struct Index {
     shown_macs: FxHashMap<MacAddress, Vec<u32>>,
     /// Endpoints whose objects name a hardware address.
     named_macs: FxHashMap<MacAddress, Vec<EndpointId>>,
-    nodes: BTreeMap<IpAddr, Vec<SmolStr>>,
+    identities: Identities,
     bound: FxHashMap<InterfaceName, Vec<EndpointId>>,
     numbers: FxHashMap<SmolStr, BTreeMap<(Protocol, u16), u32>>,
     /// Live workloads by namespace, counted.
@@ -35,7 +36,7 @@ pub(super) struct Index {
     unknown: BTreeSet<SmolStr>,
 }
 
-fn add<V: Ord>(values: &mut Vec<V>, value: V) {
+pub(super) fn add<V: Ord>(values: &mut Vec<V>, value: V) {
     if let Err(position) = values.binary_search(&value) {
         values.reserve_exact(1);
         values.insert(position, value);
@@ -43,7 +44,7 @@ fn add<V: Ord>(values: &mut Vec<V>, value: V) {
 }
 
 /// Removes a value; returns whether none is left.
-fn remove<V: Ord>(values: &mut Vec<V>, value: &V) -> bool {
+pub(super) fn remove<V: Ord>(values: &mut Vec<V>, value: &V) -> bool {
     values.retain(|other| other != value);
     values.is_empty()
 }
@@ -59,6 +60,7 @@ macro_rules! remove_at {
         }
     };
 }
+pub(super) use remove_at;
 
 impl Index {
     /// Takes a version of an endpoint in; returns names of ports that now stand for other numbers.
@@ -169,16 +171,12 @@ impl Index {
 
     /// Takes a version of a node in.
     pub(super) fn add_node(&mut self, node: &Node) {
-        for address in &node.addresses {
-            add(self.nodes.entry(*address).or_default(), node.name.clone());
-        }
+        self.identities.add(node);
     }
 
     /// Takes a version of a node out.
     pub(super) fn remove_node(&mut self, node: &Node) {
-        for address in &node.addresses {
-            remove_at!(self.nodes, address, &node.name);
-        }
+        self.identities.remove(node);
     }
 
     /// Takes a version of an interface in.
@@ -206,9 +204,9 @@ impl Index {
         self.claims.get(&address).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether more than one live workload lists an address.
+    /// Whether a live workload that lists an address may not be the only one to claim it.
     pub(super) fn is_contested(&self, address: IpAddr) -> bool {
-        self.contested.contains(&address)
+        self.contested.contains(&address) || self.identities.is_claimed(address)
     }
 
     /// The interfaces that show an address.
@@ -226,9 +224,9 @@ impl Index {
         self.named_macs.get(&mac).map_or(&[], Vec::as_slice)
     }
 
-    /// The nodes whose identity an address is.
-    pub(super) fn nodes(&self, address: IpAddr) -> &[SmolStr] {
-        self.nodes.get(&address).map_or(&[], Vec::as_slice)
+    /// Which addresses are nodes' own.
+    pub(super) fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     /// The endpoints that name an interface.
@@ -263,18 +261,10 @@ impl Index {
         unknown.flat_map(|name| super::endpoints_of(cluster, name))
     }
 
-    /// Every address of a workload or node that lies in a block.
+    /// Every address that a workload or node claims and that lies in a block.
     pub(super) fn addresses_in(&self, block: &IpNet) -> impl Iterator<Item = IpAddr> {
         let range = block.network()..=block.broadcast();
-        let claims = self
-            .claims
-            .range(range.clone())
-            .map(|(address, _)| *address);
-        claims.chain(self.nodes.range(range).map(|(address, _)| *address))
-    }
-
-    /// Every address of a node.
-    pub(super) fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.nodes.keys().copied()
+        let claims = self.claims.range(range).map(|(address, _)| *address);
+        claims.chain(self.identities.claimed_in(block))
     }
 }

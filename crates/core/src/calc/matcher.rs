@@ -291,12 +291,12 @@ impl Matchers {
         met.extend(serving.map(|id| (*id, true)));
     }
 
-    /// Adds the node matchers that meet a node with these labels.
-    pub(super) fn of_node(&self, labels: &Labels, met: &mut Vec<(MatcherId, bool)>) {
+    /// Adds the node matchers that meet a node with these labels, surely or perhaps.
+    pub(super) fn of_node(&self, labels: &Labels, is_sure: bool, met: &mut Vec<(MatcherId, bool)>) {
         let matching = self.nodes.iter().filter(
             |id| matches!(&*self.entries[*id].matcher, Matcher::Nodes(selector) if selector.matches(labels)),
         );
-        met.extend(matching.map(|id| (*id, true)));
+        met.extend(matching.map(|id| (*id, is_sure)));
     }
 }
 

@@ -18,6 +18,7 @@ mod class;
 mod compile;
 mod encode;
 mod flush;
+mod identities;
 mod index;
 mod limit;
 mod local;
@@ -44,6 +45,7 @@ use crate::tables::{Binding, ClassId, Delta, Phase, Tables};
 use blocks::Blocks;
 use class::Classes;
 use compile::MatcherId;
+pub use identities::Doubt;
 use index::Index;
 pub use limit::{BLOCK_ENTRIES, overlap};
 use local::{Local, Reader};
@@ -77,6 +79,8 @@ pub struct CalcGraph {
     pod_networks: BTreeSet<IpNet>,
     /// Entries of all blocks that are taken.
     block_entries: usize,
+    /// Whether what nodes claim, or others of that, has changed since somebody asked.
+    are_claims_stale: bool,
     /// Matchers whose blocks are too much, sorted.
     refused: Vec<MatcherId>,
     dirty: Dirty,
@@ -112,6 +116,7 @@ impl CalcGraph {
             pool: Pool::default(),
             pod_networks: BTreeSet::new(),
             block_entries: BLOCK_ENTRIES,
+            are_claims_stale: false,
             refused: Vec::new(),
             dirty: Dirty::default(),
         }
@@ -157,10 +162,13 @@ impl CalcGraph {
             Object::Node(node) => {
                 if is_new {
                     self.index.add_node(node);
-                } else {
+                }
+                self.are_claims_stale = true;
+                let concerned = self.index.identities().concerned(node);
+                self.dirty.peers.extend(concerned);
+                if !is_new {
                     self.index.remove_node(node);
                 }
-                self.dirty.peers.extend(node.addresses.iter().copied());
                 self.dirty.node |= node.name == self.node;
             }
             Object::Interface(interface) => {
@@ -223,6 +231,7 @@ impl CalcGraph {
             self.mark_showing(mac);
         }
         for address in &endpoint.addresses {
+            self.are_claims_stale |= self.index.identities().is_claimed(*address);
             self.dirty.peers.insert(*address);
             if self.concerns_this_node(endpoint, *address) {
                 self.dirty.locals.insert(*address);
@@ -263,6 +272,14 @@ impl CalcGraph {
             .copied()
             .collect();
         self.dirty.locals.extend(selected);
+    }
+
+    /// Claims of nodes that are not believed or that others make, too; `None` if none of them has changed since this was
+    /// asked last.
+    pub fn new_doubts(&mut self) -> Option<Vec<Doubt>> {
+        let identities = self.index.identities();
+        std::mem::take(&mut self.are_claims_stale)
+            .then(|| identities.doubts(|address| self.index.claimants(address)))
     }
 
     fn reader(&self) -> Reader<'_> {

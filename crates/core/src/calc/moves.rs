@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use smol_str::SmolStr;
 
 use super::cidr::Partition;
 use super::class::is_nothing;
@@ -65,7 +66,7 @@ impl CalcGraph {
                         .peers
                         .extend(met.flat_map(|endpoint| &endpoint.addresses));
                 }
-                Matcher::Nodes(_) => dirty.peers.extend(self.index.node_addresses()),
+                Matcher::Nodes(_) => dirty.peers.extend(self.index.identities().claimed()),
                 Matcher::Workloads { .. } => {
                     // Workloads of unknown namespaces are met perhaps, whatever they are.
                     let homeless = self.index.homeless(&self.cluster);
@@ -307,30 +308,36 @@ impl CalcGraph {
             .iter()
             .map(|id| (*id, true))
             .collect();
-        for name in self.index.nodes(address) {
-            if let Some(node) = self.cluster.nodes.get(name) {
-                self.matchers.of_node(&node.labels, &mut common);
-            }
+        let owners = self.index.identities().owners(address);
+        let node = |name: &SmolStr| self.cluster.nodes.get(name);
+        for node in owners.doubtful.into_iter().filter_map(node) {
+            self.matchers.of_node(&node.labels, false, &mut common);
         }
-        let mut claimant = |endpoint: Option<&'a Endpoint>| {
+        // Each node and each workload that has the address is one claimant; none has what another meets.
+        let mut signature: Signature = owners
+            .sure
+            .into_iter()
+            .filter_map(node)
+            .map(|node| {
+                let mut met = common.clone();
+                self.matchers.of_node(&node.labels, true, &mut met);
+                met
+            })
+            .collect();
+        signature.extend(self.index.claimants(address).iter().map(|endpoint| {
             let mut met = common.clone();
-            if let Some(endpoint) = endpoint {
-                let is_known = self.index.is_namespace_known(&endpoint.id.namespace);
-                self.matchers
-                    .of_workload(endpoint, is_known, known, &mut met);
-            }
+            let is_known = self.index.is_namespace_known(&endpoint.id.namespace);
+            self.matchers
+                .of_workload(endpoint, is_known, known, &mut met);
+            met
+        }));
+        if signature.is_empty() {
+            signature.push(common);
+        }
+        for met in &mut signature {
             met.sort_unstable();
             met.dedup();
-            met
-        };
-        let claimants = self.index.claimants(address);
-        if claimants.is_empty() {
-            return vec![claimant(None)];
         }
-        let mut signature: Signature = claimants
-            .iter()
-            .map(|endpoint| claimant(Some(endpoint)))
-            .collect();
         signature.sort_unstable();
         signature.dedup();
         signature

@@ -76,7 +76,7 @@ pub struct Explanation<'a> {
     /// What that is.
     pub peer: Side<'a>,
     /// What was walked: nothing for a side that is not judged or closed; one walk for each claimant of the peer
-    /// address up to the first that is denied, and before it those that follow an uncertain pass.
+    /// address (node or workload) up to the first that is denied, and before it those that follow an uncertain pass.
     pub walks: Vec<Walk<'a>>,
     /// Policies that apply in this direction and would select the endpoint if one label were different.
     pub unselected: Vec<Unselected<'a>>,
@@ -110,11 +110,29 @@ impl<'a> Explanation<'a> {
     }
 }
 
+/// One of those whose address the peer's may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claimant<'a> {
+    /// A live workload that lists it.
+    Workload(&'a Endpoint),
+    /// A node of which it is an identity.
+    Node(&'a Node),
+}
+
+impl fmt::Display for Claimant<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(endpoint) => write!(f, "{}", endpoint.id),
+            Self::Node(node) => write!(f, "node {}", node.name),
+        }
+    }
+}
+
 /// One walk through the tiers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Walk<'a> {
-    /// The workload that the peer address was taken for; `None` if it is of none.
-    pub claimant: Option<&'a Endpoint>,
+    /// What the peer address was taken for; `None` if it is nobody's.
+    pub claimant: Option<Claimant<'a>>,
     /// Set when this walk follows the pass of a rule (by index) whose match is uncertain; it starts after the
     /// rule's tier.
     pub assumed_pass: Option<(&'a Policy, usize)>,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use rustc_hash::FxHashMap;
 
+use super::identities::{Owners, owners};
 use super::matching::{Selection, select};
 use crate::model::{
     Cluster, Direction, Endpoint, EndpointId, Namespace, NamespaceMatch, Node, Policy,
@@ -57,7 +58,7 @@ pub(super) struct Index<'a> {
     workloads: Vec<Workload<'a>>,
     /// Positions in `workloads`.
     claimants: FxHashMap<IpAddr, Vec<usize>>,
-    nodes: FxHashMap<IpAddr, Vec<&'a Node>>,
+    owners: FxHashMap<IpAddr, Owners<'a>>,
     /// All policies in the order of evaluation.
     policies: Vec<&'a Policy>,
     /// Positions in `policies` of those whose subjects are of one namespace, by its name, and of the others.
@@ -88,12 +89,6 @@ impl<'a> Index<'a> {
                 }
             }
         }
-        let mut nodes: FxHashMap<IpAddr, Vec<&'a Node>> = FxHashMap::default();
-        for node in cluster.nodes.values() {
-            for address in &node.addresses {
-                nodes.entry(*address).or_default().push(node);
-            }
-        }
         let mut policies: Vec<&'a Policy> = cluster.policies.values().collect();
         policies.sort_by_key(|policy| (&policy.tier, policy.order, &policy.id));
         let mut of_namespace: FxHashMap<&'a str, Vec<usize>> = FxHashMap::default();
@@ -108,7 +103,7 @@ impl<'a> Index<'a> {
             cluster,
             workloads,
             claimants,
-            nodes,
+            owners: owners(cluster),
             policies,
             of_namespace,
             of_many,
@@ -126,7 +121,14 @@ impl<'a> Index<'a> {
 
     /// The nodes that have an address among their host identities.
     pub(super) fn nodes(&self, address: IpAddr) -> &[&'a Node] {
-        self.nodes.get(&address).map_or(&[], Vec::as_slice)
+        let owners = self.owners.get(&address);
+        owners.map_or(&[], |owners| owners.sure.as_slice())
+    }
+
+    /// The nodes that claim an address and are not believed.
+    pub(super) fn doubtful_nodes(&self, address: IpAddr) -> &[&'a Node] {
+        let owners = self.owners.get(&address);
+        owners.map_or(&[], |owners| owners.doubtful.as_slice())
     }
 
     /// What an address is on the judged side.
@@ -179,7 +181,12 @@ impl<'a> Index<'a> {
     }
 
     /// The node that runs all owners of the judged address and has the peer address itself.
+    ///
+    /// A peer address that a workload claims, too, is not taken for the host's.
     pub(super) fn own_node(&self, standing: Standing<'_, 'a>, peer: IpAddr) -> Option<&'a Node> {
+        if !self.claimants(peer).is_empty() {
+            return None;
+        }
         let runs =
             |node: &Node, workload: &Workload| workload.endpoint.node.as_ref() == Some(&node.name);
         let owns = |node: &&&'a Node| match standing {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use smol_str::SmolStr;
 
+use super::explain::Claimant;
 use super::index::Workload;
 use crate::model::{
     ContainerPort, Endpoint, Labels, Namespace, NamespaceMatch, Node, Peer, PortMatch, Protocol,
@@ -19,7 +20,8 @@ use crate::model::{
 pub enum Certainty {
     /// It does not.
     No,
-    /// It asks for a namespace or labels of a workload whose namespace has no object yet.
+    /// It asks for a namespace or labels of a workload whose namespace has no object yet, or for a node that claims the
+    /// address and is not believed.
     Uncertain,
     /// It does.
     Yes,
@@ -196,6 +198,8 @@ pub enum PeerOutcome<'a> {
     InExcept(&'a IpNet),
     /// A node condition, and the address is no host identity.
     NoNode,
+    /// A node condition that selects this node, which claims the address and is not believed.
+    DoubtfulNode(&'a Node),
     /// A node condition whose labels this node lacks.
     NodeNotSelected(&'a Selector, &'a Node),
 }
@@ -205,7 +209,7 @@ impl PeerOutcome<'_> {
     pub fn certainty(&self) -> Certainty {
         match self {
             Self::Matches => Certainty::Yes,
-            Self::UnknownNamespace(_) => Certainty::Uncertain,
+            Self::UnknownNamespace(_) | Self::DoubtfulNode(_) => Certainty::Uncertain,
             Self::NoWorkload
             | Self::NotSelected(_)
             | Self::OtherFamily
@@ -220,7 +224,10 @@ impl PeerOutcome<'_> {
     pub fn is_near_miss(&self) -> bool {
         match self {
             Self::NotSelected(mismatch) => mismatch.is_near_miss(),
-            Self::UnknownNamespace(_) | Self::InExcept(_) | Self::NodeNotSelected(..) => true,
+            Self::UnknownNamespace(_)
+            | Self::InExcept(_)
+            | Self::DoubtfulNode(_)
+            | Self::NodeNotSelected(..) => true,
             Self::Matches
             | Self::NoWorkload
             | Self::OtherFamily
@@ -247,6 +254,11 @@ impl fmt::Display for PeerOutcome<'_> {
             Self::OutsideBlock => f.write_str("the address is outside the block"),
             Self::InExcept(hole) => write!(f, "the address is in the exception {hole}"),
             Self::NoNode => f.write_str("selects nodes, and the address is of none"),
+            Self::DoubtfulNode(node) => write!(
+                f,
+                "uncertain: node {} claims the address, and is not believed",
+                node.name
+            ),
             Self::NodeNotSelected(selector, node) => {
                 let mut separator = "would match if ";
                 for requirement in unmet(selector, &node.labels) {
@@ -264,17 +276,48 @@ impl fmt::Display for PeerOutcome<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PeerSide<'e, 'a> {
     pub(super) address: IpAddr,
-    pub(super) workload: Option<&'e Workload<'a>>,
-    /// The nodes that have the address among their host identities.
-    pub(super) nodes: &'e [&'a Node],
+    /// What the address is taken for.
+    pub(super) claimant: PeerClaimant<'e, 'a>,
+    /// Nodes that claim the address, too, and are not believed.
+    pub(super) doubtful: &'e [&'a Node],
 }
 
-impl<'a> PeerSide<'_, 'a> {
+/// What a peer address may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PeerClaimant<'e, 'a> {
+    /// The address of a live workload.
+    Workload(&'e Workload<'a>),
+    /// A node's own.
+    Node(&'a Node),
+    /// Nobody's.
+    Nobody,
+}
+
+impl<'a> PeerClaimant<'_, 'a> {
+    /// The same for an explanation.
+    pub(super) fn told(self) -> Option<Claimant<'a>> {
+        match self {
+            Self::Workload(workload) => Some(Claimant::Workload(workload.endpoint)),
+            Self::Node(node) => Some(Claimant::Node(node)),
+            Self::Nobody => None,
+        }
+    }
+}
+
+impl<'e, 'a> PeerSide<'e, 'a> {
+    /// The workload that the address is taken for.
+    pub(super) fn workload(&self) -> Option<&'e Workload<'a>> {
+        match self.claimant {
+            PeerClaimant::Workload(workload) => Some(workload),
+            PeerClaimant::Node(_) | PeerClaimant::Nobody => None,
+        }
+    }
+
     pub(super) fn compare(&self, peer: &'a Peer) -> PeerOutcome<'a> {
         match peer {
-            Peer::Workloads { namespaces, pods } => match self.workload {
-                None => PeerOutcome::NoWorkload,
-                Some(workload) => match select(namespaces, pods, workload) {
+            Peer::Workloads { namespaces, pods } => match self.claimant {
+                PeerClaimant::Node(_) | PeerClaimant::Nobody => PeerOutcome::NoWorkload,
+                PeerClaimant::Workload(workload) => match select(namespaces, pods, workload) {
                     Selection::Selected => PeerOutcome::Matches,
                     Selection::UnknownNamespace => PeerOutcome::UnknownNamespace(workload.endpoint),
                     Selection::Not(mismatch) => PeerOutcome::NotSelected(mismatch),
@@ -282,11 +325,16 @@ impl<'a> PeerSide<'_, 'a> {
             },
             Peer::Network { cidr, except } => self.compare_block(cidr, except),
             Peer::Nodes(selector) => {
-                let is_selected = |node: &&Node| selector.matches(&node.labels);
-                match self.nodes {
-                    [] => PeerOutcome::NoNode,
-                    nodes if nodes.iter().any(is_selected) => PeerOutcome::Matches,
-                    [node, ..] => PeerOutcome::NodeNotSelected(selector, node),
+                let is_selected = |node: &&&'a Node| selector.matches(&node.labels);
+                match (self.claimant, self.doubtful.iter().find(is_selected)) {
+                    (PeerClaimant::Node(node), _) if selector.matches(&node.labels) => {
+                        PeerOutcome::Matches
+                    }
+                    (_, Some(node)) => PeerOutcome::DoubtfulNode(node),
+                    (PeerClaimant::Node(node), None) => {
+                        PeerOutcome::NodeNotSelected(selector, node)
+                    }
+                    (PeerClaimant::Workload(_) | PeerClaimant::Nobody, None) => PeerOutcome::NoNode,
                 }
             }
         }

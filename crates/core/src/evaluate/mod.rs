@@ -11,10 +11,10 @@
 //! 2. Tiers go by their order; in a tier the policies that select the endpoint and apply in this direction go by
 //!    order and id, their rules in sequence. The first matching rule that accepts or denies decides; one that
 //!    passes leaves the tier. A tier whose policies decided nothing ends in its default. After the last: allow.
-//! 3. Where several live workloads claim the peer address, each is judged alone; all must be allowed.
+//! 3. Where several nodes and live workloads have the peer address, each is judged alone; all must be allowed.
 //! 4. A peer workload whose namespace has no object meets workload conditions *uncertainly*: an accept rule does
-//!    not match it, a deny rule does, and for a pass rule both outcomes must allow. Conditions that ask for no
-//!    namespace or label (anybody, blocks, nodes) stay certain.
+//!    not match it, a deny rule does, and for a pass rule both outcomes must allow. In the same way a peer meets
+//!    conditions on nodes that claim its address and are not believed. Anybody and blocks are certain.
 //!
 //! [`Evaluator::decide`] joins both directions, and adds that a node may always reach its own workloads.
 //!
@@ -22,6 +22,7 @@
 //! output hook).
 
 mod explain;
+mod identities;
 mod index;
 mod matching;
 mod reason;
@@ -33,14 +34,14 @@ use std::net::IpAddr;
 use crate::model::{Cluster, Direction, EndpointId, Verdict};
 
 pub use explain::{
-    Explanation, NearMiss, PeerTrace, PolicyTrace, PortTrace, RuleTrace, Side, TierEnd, TierTrace,
-    Unselected, Walk,
+    Claimant, Explanation, NearMiss, PeerTrace, PolicyTrace, PortTrace, RuleTrace, Side, TierEnd,
+    TierTrace, Unselected, Walk,
 };
 pub use matching::{Certainty, Mismatch, PeerOutcome, PortOutcome};
 pub use reason::{Decision, FlowDecision, Reason};
 
 use index::{Index, Standing, Workload};
-use matching::{Packet, PeerSide};
+use matching::{Packet, PeerClaimant, PeerSide};
 use walk::{Case, Cause, Observer, Ruling, Silent};
 
 /// A new connection, as seen after destination NAT and before source NAT.
@@ -186,8 +187,8 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// Walks once for each live workload that claims the peer address, up to the first that is denied; once
-    /// without a workload if there is none.
+    /// Walks once for each node whose identity the peer address is and each live workload that claims it, up to the
+    /// first that is denied; once for the address alone if there is none.
     fn judge_each_claimant<'e, O: Observer<'a>>(
         &'e self,
         direction: Direction,
@@ -197,14 +198,14 @@ impl<'a> Evaluator<'a> {
         observer: &mut O,
     ) -> Cause<'e, 'a> {
         let policies = self.index.applying(workload, direction);
-        let nodes = self.index.nodes(address);
-        let mut walk = |claimant: Option<&'e Workload<'a>>| {
+        let doubtful = self.index.doubtful_nodes(address);
+        let mut walk = |claimant: PeerClaimant<'e, 'a>| {
             let peer = PeerSide {
                 address,
-                workload: claimant,
-                nodes,
+                claimant,
+                doubtful,
             };
-            observer.begin(claimant.map(|workload| workload.endpoint));
+            observer.begin(claimant.told());
             let cause = Case {
                 direction,
                 workload,
@@ -215,15 +216,18 @@ impl<'a> Evaluator<'a> {
             observer.end(&cause);
             cause
         };
-        let Some((last, others)) = self.index.claimants(address).split_last() else {
-            return walk(None);
-        };
-        for position in others {
-            let cause = walk(Some(self.index.workload(*position)));
+        let nodes = self.index.nodes(address).iter().copied();
+        let workloads = self.index.claimants(address).iter();
+        let workloads = workloads.map(|position| self.index.workload(*position));
+        let mut allowed = None;
+        let nodes = nodes.map(PeerClaimant::Node);
+        for claimant in nodes.chain(workloads.map(PeerClaimant::Workload)) {
+            let cause = walk(claimant);
             if cause.verdict() == Verdict::Deny {
                 return cause;
             }
+            allowed = Some(cause);
         }
-        walk(Some(self.index.workload(*last)))
+        allowed.unwrap_or_else(|| walk(PeerClaimant::Nobody))
     }
 }

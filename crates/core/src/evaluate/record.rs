@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use super::explain::{
-    Explanation, PeerTrace, PolicyTrace, PortTrace, RuleTrace, Side, TierEnd, TierTrace,
+    Claimant, Explanation, PeerTrace, PolicyTrace, PortTrace, RuleTrace, Side, TierEnd, TierTrace,
     Unselected, Walk,
 };
 use super::index::{Standing, select_subject};
 use super::matching::{PeerOutcome, PortOutcome, Selection};
 use super::walk::{Cause, Observer, RuleMatch};
 use super::{Decision, Evaluator, Flow};
-use crate::model::{Direction, Endpoint, Peer, Policy, PortMatch, Rule};
+use crate::model::{Direction, Peer, Policy, PortMatch, Rule};
 
 impl<'a> Evaluator<'a> {
     /// Explains one direction of [`Self::decide`].
@@ -79,7 +79,7 @@ struct Recorder<'a> {
 
 #[derive(Default)]
 struct OpenWalk<'a> {
-    claimant: Option<&'a Endpoint>,
+    claimant: Option<Claimant<'a>>,
     assumed_pass: Option<(&'a Policy, usize)>,
     tiers: Vec<TierTrace<'a>>,
     peers: Vec<PeerTrace<'a>>,
@@ -131,7 +131,7 @@ impl<'a> OpenWalk<'a> {
 impl<'a> Observer<'a> for Recorder<'a> {
     const IS_COMPLETE: bool = true;
 
-    fn begin(&mut self, claimant: Option<&'a Endpoint>) {
+    fn begin(&mut self, claimant: Option<Claimant<'a>>) {
         self.open.push(OpenWalk {
             claimant,
             ..OpenWalk::default()

@@ -1,6 +1,7 @@
 //! The walk through tiers, policies and rules. There is one, whether somebody watches it or not.
 
 use super::Certainty;
+use super::explain::Claimant;
 use super::index::Workload;
 use super::matching::{Packet, PeerOutcome, PeerSide, PortOutcome};
 use crate::model::{
@@ -14,7 +15,7 @@ pub(super) trait Observer<'a> {
     const IS_COMPLETE: bool;
 
     /// One claimant of the peer address, or the address alone, is judged from here to `end`.
-    fn begin(&mut self, _claimant: Option<&'a Endpoint>) {}
+    fn begin(&mut self, _claimant: Option<Claimant<'a>>) {}
     /// The uncertain pass of this rule is followed from here to `end`; then the walk goes on without it.
     fn begin_assumed_pass(&mut self, _policy: &'a Policy, _index: usize) {}
     /// The end of what was begun last.
@@ -214,7 +215,7 @@ impl<'e, 'a> Case<'e, 'a> {
         };
         let owner = match self.direction {
             Direction::Ingress => Some(self.workload.endpoint),
-            Direction::Egress => self.peer.workload.map(|workload| workload.endpoint),
+            Direction::Egress => self.peer.workload().map(|workload| workload.endpoint),
         };
         let (mut plain, mut named) = (false, false);
         for port in ports {

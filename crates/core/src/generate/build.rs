@@ -200,26 +200,26 @@ fn namespace(index: usize, spec: LabelSpec) -> Namespace {
 
 fn node(index: u8, spec: &NodeSpec) -> Node {
     let at = |is_v6, site, host| AddressSpec { is_v6, site, host }.address();
-    let mut addresses = vec![
+    let own = [
         at(false, SITE_NODES, 10 + index),
         at(true, SITE_NODES, 10 + index),
     ];
-    if spec.has_bridge_addresses {
-        addresses.extend([
-            at(false, index, 0),
-            at(false, index, 1),
-            at(true, index, 0),
-            at(true, index, 1),
-        ]);
-    }
-    let pod_cidrs = vec![
+    let listed = spec.listed.iter().map(|place| place.address());
+    let mut pod_cidrs = vec![
         network(at(false, index, 0), 24),
         network(at(true, index, 0), 64),
     ];
+    pod_cidrs.extend(spec.odd_cidr.map(BlockSpec::network));
     Node {
         name: format_smolstr!("node-{index}"),
         labels: labels(spec.labels),
-        addresses,
+        addresses: own.into_iter().chain(listed).collect(),
+        observed: spec.observed.iter().map(|place| place.address()).collect(),
+        tunnel_cidrs: if spec.has_bridge_addresses {
+            pod_cidrs.clone()
+        } else {
+            Vec::new()
+        },
         pod_cidrs,
     }
 }

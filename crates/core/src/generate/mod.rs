@@ -55,6 +55,15 @@ struct NodeSpec {
     labels: LabelSpec,
     /// Whether `.0` and `.1` of its pod CIDRs are host identities, as with Flannel's vxlan.
     has_bridge_addresses: bool,
+    /// What its object lists besides its address of the nodes' network.
+    #[serde(default)]
+    listed: Vec<AddressSpec>,
+    /// What its kernel shows.
+    #[serde(default)]
+    observed: Vec<AddressSpec>,
+    /// A pod CIDR that is not in the scheme of the others, and may overlap them.
+    #[serde(default)]
+    odd_cidr: Option<BlockSpec>,
 }
 
 /// Which families an endpoint has addresses of.

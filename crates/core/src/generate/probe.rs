@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
@@ -11,7 +12,8 @@ use super::random::Random;
 use super::{AddressSpec, DirectionText, World};
 use crate::evaluate::Flow;
 use crate::model::{
-    Cluster, Direction, Endpoint, NamespaceMatch, Peer, Peers, Policy, PortMatch, Ports, Protocol,
+    Cluster, Direction, Endpoint, NamespaceMatch, Node, Peer, Peers, Policy, PortMatch, Ports,
+    Protocol,
 };
 
 /// The first packet of a connection, at one of its two sides.
@@ -91,11 +93,7 @@ struct RulePoints {
 
 impl Points {
     fn of(cluster: &Cluster) -> Self {
-        let nodes = cluster
-            .nodes
-            .values()
-            .flat_map(|node| node.addresses.clone())
-            .collect();
+        let nodes = cluster.nodes.values().flat_map(Node::claimed).collect();
         let mut points = Self {
             nodes,
             ..Self::default()
@@ -144,7 +142,7 @@ impl Points {
                         .push(self.rules.len());
                 }
                 self.rules.push(RulePoints {
-                    peers: self.turns_of_peers(&rule.peers),
+                    peers: self.turns_of_peers(cluster, &rule.peers),
                     ports: edges_of_ranges(&rule.ports),
                     names: names(&rule.ports),
                 });
@@ -291,15 +289,36 @@ impl Points {
     }
 
     /// The first and last addresses of blocks and of the holes in them, their neighbours, and the endpoints in
-    /// the blocks.
-    fn turns_of_peers(&self, peers: &Peers) -> Vec<IpAddr> {
+    /// the blocks; what selected nodes claim.
+    fn turns_of_peers(&self, cluster: &Cluster, peers: &Peers) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         let Peers::Of(peers) = peers else {
             return addresses;
         };
         for peer in peers {
-            let Peer::Network { cidr, except } = peer else {
-                continue;
+            let (cidr, except) = match peer {
+                Peer::Network { cidr, except } => (cidr, except),
+                Peer::Nodes(selector) => {
+                    let nodes = cluster.nodes.values();
+                    let selected = nodes.filter(|node| selector.matches(&node.labels));
+                    for node in selected {
+                        addresses.extend(node.claimed());
+                        // Claims that are hardly believed come more often: few nodes make such.
+                        let others: Vec<&IpNet> = cluster
+                            .nodes
+                            .values()
+                            .filter(|other| other.name != node.name)
+                            .flat_map(|other| &other.pod_cidrs)
+                            .collect();
+                        let is_odd =
+                            |address: &IpAddr| others.iter().any(|cidr| cidr.contains(address));
+                        for odd in node.claimed().filter(is_odd) {
+                            addresses.extend([odd; 24]);
+                        }
+                    }
+                    continue;
+                }
+                Peer::Workloads { .. } => continue,
             };
             for block in except.iter().chain([cidr]) {
                 let (first, last) = (block.network(), block.broadcast());

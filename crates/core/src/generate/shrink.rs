@@ -71,7 +71,7 @@ impl<F> Search<F> {
                     at = end;
                 }
             }
-            size /= 2;
+            size = if size > 1 { size.div_ceil(2) } else { 0 };
         }
     }
 

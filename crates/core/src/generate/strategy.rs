@@ -57,10 +57,40 @@ fn namespace() -> impl Strategy<Value = NamespaceSpec> {
 }
 
 fn node() -> impl Strategy<Value = NodeSpec> {
-    (labels(), any::<bool>()).prop_map(|(labels, has_bridge_addresses)| NodeSpec {
-        labels,
-        has_bridge_addresses,
-    })
+    // Some of it another node lists, too, or a workload outside of the pod CIDRs.
+    let often = (any::<bool>(), 2..6u8).prop_map(|(is_v6, host)| AddressSpec {
+        is_v6,
+        site: 5,
+        host,
+    });
+    let listed = prop_oneof![
+        4 => Just(Vec::new()),
+        2 => vec(address(), 1..=3),
+        2 => vec(often, 1..=4),
+    ];
+    let observed = prop_oneof![6 => Just(Vec::new()), 1 => vec(address(), 1..=2)];
+    let beside = (any::<bool>(), 0..3u8, 4..9u8).prop_map(|(is_v6, site, length)| {
+        let host = 0;
+        let around = AddressSpec { is_v6, site, host };
+        BlockSpec { around, length }
+    });
+    // One or a few addresses, which a node lists.
+    let narrow = (any::<bool>(), 10..13u8, 0..3u8).prop_map(|(is_v6, host, length)| {
+        let site = 3;
+        let around = AddressSpec { is_v6, site, host };
+        BlockSpec { around, length }
+    });
+    let odd = prop_oneof![1 => block(), 3 => beside, 2 => narrow];
+    let odd_cidr = option::weighted(0.14, odd);
+    (labels(), any::<bool>(), listed, observed, odd_cidr).prop_map(
+        |(labels, has_bridge_addresses, listed, observed, odd_cidr)| NodeSpec {
+            labels,
+            has_bridge_addresses,
+            listed,
+            observed,
+            odd_cidr,
+        },
+    )
 }
 
 fn endpoint() -> impl Strategy<Value = EndpointSpec> {
@@ -152,8 +182,8 @@ fn namespace_match() -> impl Strategy<Value = NamespaceMatchSpec> {
 fn peer() -> impl Strategy<Value = PeerSpec> {
     prop_oneof![
         5 => (namespace_match(), selector()).prop_map(|(n, pods)| PeerSpec::Workloads(n, pods)),
-        5 => (block(), vec(block(), 0..=3)).prop_map(|(block, except)| PeerSpec::Network(block, except)),
-        1 => selector().prop_map(PeerSpec::Nodes),
+        6 => (block(), vec(block(), 0..=3)).prop_map(|(block, except)| PeerSpec::Network(block, except)),
+        3 => selector().prop_map(PeerSpec::Nodes),
     ]
 }
 
@@ -189,7 +219,7 @@ fn policy() -> impl Strategy<Value = PolicySpec> {
     let tier = prop_oneof![
         4 => Just(TierSpec::Admin),
         4 => Just(TierSpec::NetworkPolicy),
-        3 => Just(TierSpec::Baseline),
+        4 => Just(TierSpec::Baseline),
     ];
     let rules = || option::weighted(0.7, vec(rule(), 0..=3));
     (

@@ -21,18 +21,49 @@ pub struct Namespace {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+///
+/// An address is one of its host identities (the host's own processes send from it) when the kernel there shows it,
+/// when its object lists it and it is in no pod CIDR, or when its tunnel has it. What only a Node object says is not
+/// believed against another node, and still counts where it would close: a peer that is a node by such a claim is met
+/// perhaps, as one whose namespace is unknown. So no Accept takes it for that node, and every Deny does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Node {
     /// Name.
     pub name: SmolStr,
     /// Labels.
     pub labels: Labels,
-    /// Host identities: the addresses under which processes of the host itself appear. For a remote node with
-    /// Flannel's vxlan behind a bridge these include `.0` and `.1` of its pod CIDRs.
+    /// Addresses that its object lists. Those in a pod CIDR of any node are not believed: there are pods.
     pub addresses: Vec<IpAddr>,
+    /// Addresses that the kernel shows on interfaces of the host itself, which only the agent that runs there can
+    /// tell. Believed wherever they lie.
+    pub observed: Vec<IpAddr>,
     /// Pod CIDRs.
     pub pod_cidrs: Vec<IpNet>,
+    /// Those of its pod CIDRs of which the host has the first two addresses itself: with Flannel's vxlan the tunnel's
+    /// device has the first, and a bridge the second. Believed unless the CIDR overlaps one of another node, or another
+    /// node lists or shows that address.
+    pub tunnel_cidrs: Vec<IpNet>,
+}
+
+impl Node {
+    /// Every address that it claims, believed or not.
+    pub fn claimed(&self) -> impl Iterator<Item = IpAddr> {
+        let tunnels = self.tunnel_cidrs.iter().copied();
+        let told = self.addresses.iter().chain(&self.observed).copied();
+        told.chain(tunnels.flat_map(Self::first_two))
+    }
+
+    /// The first two addresses of a network, as far as it has them.
+    pub fn first_two(network: IpNet) -> impl Iterator<Item = IpAddr> {
+        let first = network.network();
+        let second = match first {
+            IpAddr::V4(address) => IpAddr::V4(address.to_bits().saturating_add(1).into()),
+            IpAddr::V6(address) => IpAddr::V6(address.to_bits().saturating_add(1).into()),
+        };
+        let second = (second != first && network.contains(&second)).then_some(second);
+        std::iter::once(first).chain(second)
+    }
 }
 
 /// An object that policy depends on.

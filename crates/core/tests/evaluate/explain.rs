@@ -460,7 +460,7 @@ fn walks_once_for_each_claimant_of_the_peer_address() {
     let walks: Vec<(String, Verdict)> = explanation
         .walks
         .iter()
-        .map(|walk| (walk.claimant.unwrap().id.to_string(), walk.verdict))
+        .map(|walk| (walk.claimant.unwrap().to_string(), walk.verdict))
         .collect();
 
     assert_eq!(

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use smol_str::SmolStr;
 use towpath_core::evaluate::{Evaluator, Flow, FlowDecision};
 use towpath_core::model::{
@@ -31,20 +32,21 @@ impl Lab {
             lab.namespace(name, labels);
         }
         for (index, name) in (1..).zip(["n1", "n2"]) {
+            let pod_cidrs: Vec<IpNet> = vec![
+                format!("10.244.{index}.0/24").parse().unwrap(),
+                format!("fd00:10:{index}::/64").parse().unwrap(),
+            ];
             let node = Node {
                 name: name.into(),
                 labels: labels(&format!("name={name}")),
                 addresses: vec![
                     ip(&format!("192.168.0.{index}")),
                     ip(&format!("fd00:192::{index}")),
-                    // As Flannel's vxlan shows itself.
-                    ip(&format!("10.244.{index}.0")),
-                    ip(&format!("fd00:10:{index}::")),
                 ],
-                pod_cidrs: vec![
-                    format!("10.244.{index}.0/24").parse().unwrap(),
-                    format!("fd00:10:{index}::/64").parse().unwrap(),
-                ],
+                // As Flannel's vxlan shows itself.
+                tunnel_cidrs: pod_cidrs.clone(),
+                pod_cidrs,
+                ..Node::default()
             };
             lab.put(Object::Node(node));
         }

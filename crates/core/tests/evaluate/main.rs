@@ -10,6 +10,7 @@ mod explain;
 mod lab;
 #[cfg(test)]
 mod network_policy;
+mod node_identities;
 #[cfg(test)]
 mod ports;
 #[cfg(test)]

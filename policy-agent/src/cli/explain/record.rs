@@ -159,7 +159,7 @@ impl Deciding {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WalkRecord {
-    /// The workload that the peer address was taken for.
+    /// The workload or node that the peer address was taken for.
     claimant: Option<String>,
     /// Set when the walk follows a pass that is uncertain.
     assumed_pass: Option<String>,
@@ -171,7 +171,7 @@ struct WalkRecord {
 impl WalkRecord {
     fn new(walk: &Walk<'_>) -> Self {
         Self {
-            claimant: walk.claimant.map(|endpoint| endpoint.id.to_string()),
+            claimant: walk.claimant.map(|claimant| claimant.to_string()),
             assumed_pass: walk
                 .assumed_pass
                 .map(|(policy, rule)| format!("rule {rule} of {}", policy.id)),

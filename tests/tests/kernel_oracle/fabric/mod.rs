@@ -34,7 +34,7 @@ use build::{BRIDGE_MAC, Input, POD_NETWORKS, UPLINK_MAC, gateway, mac, wires};
 /// Less than the kernel queues for a processor (`net.core.netdev_max_backlog`).
 const VOLLEY: usize = 128;
 /// Addresses of the fence, on the outside (RFC 5737).
-const FENCE: [[u8; 4]; 2] = [[198, 51, 100, 1], [198, 51, 100, 2]];
+pub(super) const FENCE: [[u8; 4]; 2] = [[198, 51, 100, 1], [198, 51, 100, 2]];
 /// Where an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {

@@ -50,6 +50,18 @@ impl<'a> Hits<'_, 'a> {
         if rule.matched != Certainty::Uncertain {
             return;
         }
+        let meets =
+            |is_so: fn(&PeerOutcome) -> bool| rule.peers.iter().any(|peer| is_so(&peer.outcome));
+        if meets(|outcome| matches!(outcome, PeerOutcome::DoubtfulNode(_))) {
+            self.mark(match rule.rule.action {
+                Action::Accept => Row::DoubtfulNodeAccept,
+                Action::Deny => Row::DoubtfulNodeDeny,
+                Action::Pass => Row::DoubtfulNodePass,
+            });
+        }
+        if !meets(|outcome| matches!(outcome, PeerOutcome::UnknownNamespace(_))) {
+            return;
+        }
         self.mark(match rule.rule.action {
             Action::Accept => Row::UnknownNamespaceAccept,
             Action::Deny => Row::UnknownNamespaceDeny,

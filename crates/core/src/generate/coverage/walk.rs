@@ -3,11 +3,11 @@
 use ipnet::IpNet;
 
 use crate::evaluate::{
-    Certainty, Evaluator, Explanation, PeerOutcome, PeerTrace, Reason, RuleTrace, Side, TierEnd,
-    TierTrace,
+    Certainty, Claimant, Evaluator, Explanation, PeerOutcome, PeerTrace, Reason, RuleTrace, Side,
+    TierEnd, TierTrace,
 };
 use crate::model::{
-    Action, Direction, Endpoint, Lifecycle, NamespaceMatch, Policy, Protocol, Tier, Verdict,
+    Action, Direction, Endpoint, Lifecycle, NamespaceMatch, Node, Policy, Protocol, Tier, Verdict,
 };
 
 use super::super::{LOCAL_NODE, Row};
@@ -117,6 +117,9 @@ impl<'e, 'a> Hits<'e, 'a> {
             Row::Itself,
             is_walked && address == self.explanation.address,
         );
+        if is_walked {
+            self.node_claims(evaluator);
+        }
         let Side::Host(nodes) = &self.explanation.peer else {
             return;
         };
@@ -129,6 +132,32 @@ impl<'e, 'a> Hits<'e, 'a> {
         let is_own = nodes.iter().any(|node| node.name == LOCAL_NODE);
         let is_egress = self.explanation.direction() == Direction::Egress;
         self.mark_if(Row::EgressToOwnNode, is_walked && is_egress && is_own);
+    }
+
+    fn node_claims(&mut self, evaluator: &Evaluator) {
+        let address = self.explanation.peer_address;
+        let claimants = || self.explanation.walks.iter().map(|walk| walk.claimant);
+        let is_identity =
+            |node: &Node| claimants().any(|claimant| claimant == Some(Claimant::Node(node)));
+        let nodes = || evaluator.cluster().nodes.values();
+        let is_denied = self.explanation.decision.verdict == Verdict::Deny;
+        let is_listed = |node: &Node| node.addresses.contains(&address);
+        let is_of_tunnel = |node: &Node| {
+            let mut tunnels = node.tunnel_cidrs.iter().copied();
+            tunnels.any(|cidr| Node::first_two(cidr).any(|first| first == address))
+        };
+        // After a denial not every claimant was walked.
+        let is_foreign = |node: &Node| !is_denied && !is_identity(node);
+        let is_lost = nodes().any(|node| is_listed(node) && is_foreign(node));
+        let is_disputed = nodes().any(|node| is_of_tunnel(node) && is_foreign(node));
+        let is_observed = nodes().any(|node| node.observed.contains(&address) && is_identity(node));
+        let identities = nodes().filter(|node| is_identity(node)).count();
+        let is_workload = claimants().any(|one| matches!(one, Some(Claimant::Workload(_))));
+        self.mark_if(Row::ListedInPodCidr, is_lost);
+        self.mark_if(Row::DisputedTunnel, is_disputed);
+        self.mark_if(Row::ObservedNode, is_observed);
+        self.mark_if(Row::NodeAndWorkload, identities > 0 && is_workload);
+        self.mark_if(Row::SeveralNodes, identities > 1);
     }
 
     pub(super) fn rules(&self) -> impl Iterator<Item = (&'a Policy, &RuleTrace<'a>)> {
