@@ -1,8 +1,8 @@
 //! One object as the API server sends it: JSON, of a kind that is known from the request.
 //!
 //! The same tree, the same checks and the same conversion as for a manifest in a file. What differs: `kind` and
-//! `apiVersion` may be missing (items of a list have none), and there are no lines. The header is read on its own, so
-//! that an object that cannot be understood still has a name.
+//! `apiVersion` may be missing (items of a list have none), and there are no lines. Where the object cannot be understood,
+//! its header is read on its own, so that it still has a name.
 
 use std::borrow::Cow;
 
@@ -46,12 +46,15 @@ struct Inner<'a> {
     resource_version: Option<Cow<'a, str>>,
 }
 
-/// Reads the header of an object of this kind; why there is none, if it cannot be told which object this is. A
+/// Reads the header of an object of this kind alone; why there is none, if it cannot be told which object this is. A
 /// manifest without a namespace is of `default`; from the API server it is nobody's: taken for one of `default`, a
 /// policy would open, and a pod would be let in, where it was not meant to.
 pub fn read_header(kind: Kind, bytes: &[u8]) -> Result<Header<'_>, String> {
     let outer: Outer<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let inner = outer.metadata.unwrap_or_default();
+    header(kind, outer.metadata.unwrap_or_default())
+}
+
+fn header(kind: Kind, inner: Inner<'_>) -> Result<Header<'_>, String> {
     let version = inner.resource_version.as_deref().unwrap_or_default();
     let version = version
         .parse()
@@ -76,29 +79,58 @@ pub fn read_header(kind: Kind, bytes: &[u8]) -> Result<Header<'_>, String> {
     })
 }
 
+/// The part of a header in an object that was read whole.
+fn inner<'a>(object: &Value<'a>) -> Result<Inner<'a>, String> {
+    let Some(metadata) = object.get("metadata").filter(|value| !value.is_null()) else {
+        return Ok(Inner::default());
+    };
+    if !matches!(metadata.content, Content::Map(_)) {
+        return Err("its metadata is no object".to_owned());
+    }
+    let text = |field: &str| match metadata.get(field) {
+        Some(value) if !value.is_null() => match &value.content {
+            Content::Scalar {
+                text,
+                is_plain: false,
+            } => Ok(Some(text.clone())),
+            _ => Err(format!("its metadata.{field} is no text")),
+        },
+        _ => Ok(None),
+    };
+    Ok(Inner {
+        namespace: text("namespace")?,
+        name: text("name")?,
+        uid: text("uid")?,
+        resource_version: text("resourceVersion")?,
+    })
+}
+
 /// What the API server demands of every name.
 fn is_path_segment(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%'])
 }
 
-/// Reads one object of this kind. A text that is no object is a bad object of the header's name, and as such closes
-/// what it would have protected.
-pub fn read_json(kind: Kind, header: &Header<'_>, bytes: &[u8]) -> Outcome {
+/// Reads one object of this kind, in one walk over the text; an error only as in [`read_header`]. A text that is no
+/// object is a bad object of the header's name, and as such closes what it would have protected.
+pub fn read_object(kind: Kind, bytes: &[u8]) -> Result<(Header<'_>, Outcome), String> {
     let faults = Faults::default();
     match serde_json::from_slice::<Value<'_>>(bytes) {
         Ok(value) => {
+            let header = header(kind, inner(&value)?)?;
             if kind == Kind::Pod && !has(&value, "spec") {
                 faults.push(missing_spec());
             }
-            convert_known(kind, &value, faults)
+            Ok((header, convert_known(kind, &value, faults)))
         }
         Err(error) => {
+            let header = read_header(kind, bytes)?;
             let complaint = Complaint::new(
                 format!("the object cannot be read: {error}"),
                 "look at it with kubectl get -o json, and replace it",
             );
             faults.push(syntax_fault(&SyntaxError { line: 0, complaint }));
-            convert_known(kind, &header_only(header), faults)
+            let outcome = convert_known(kind, &header_only(&header), faults);
+            Ok((header, outcome))
         }
     }
 }

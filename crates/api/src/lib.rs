@@ -2,7 +2,7 @@
 //!
 //! [`read`] takes a file apart into documents, each of which is an [`Object`](towpath_core::model::Object), a
 //! [`BadObject`] or of no interest; [`convert()`] does the same for one object that is already parsed (a [`Value`],
-//! which any serde format can fill); [`read_json`] reads one as the API server sends it. Everything here is a pure function.
+//! which any serde format can fill); [`read_object`] reads one as the API server sends it. Everything here is a pure function.
 //!
 //! * An object is checked whole: every fault is found at once, and each names the field, the line and the cure.
 //! * Unknown fields are ignored in Pods, Nodes and Namespaces and refused in policies.
@@ -27,6 +27,6 @@ mod yaml;
 pub use convert::convert;
 pub use document::{Document, read};
 pub use fault::{Fault, Place, Severity};
-pub use json::{Header, read_header, read_json};
+pub use json::{Header, read_header, read_object};
 pub use outcome::{BadObject, Decision, Identity, Kind, Outcome, decide};
 pub use value::Value;

@@ -18,6 +18,8 @@ use crate::source::kubernetes::{KubernetesSource, NodesSeen};
 
 /// A node that has not written for so many times as long as it said it would is silent.
 const MISSED: u64 = 2;
+/// No agent promises less than one writing in so many seconds.
+const MOST_HEARTBEAT: u64 = 24 * 3600;
 /// Refused objects and reasons that a table shows.
 const MOST_LINES: usize = 50;
 
@@ -29,6 +31,8 @@ enum State {
     NoReport,
     /// It has not written for long.
     Silent,
+    /// Its last writing lies in the future, so that its silence would not be seen.
+    ClockAhead,
     /// Something is awaited.
     NotEnforced,
     /// It is in force, but for whom an operator has opened it.
@@ -46,6 +50,7 @@ impl State {
         match self {
             Self::NoReport => "no report",
             Self::Silent => "silent",
+            Self::ClockAhead => "clock ahead",
             Self::NotEnforced => "not enforced",
             Self::Bypassed => "bypassed",
             Self::Behind => "behind",
@@ -56,7 +61,7 @@ impl State {
 
     fn colour(self) -> Colour {
         match self {
-            Self::NoReport | Self::Silent | Self::NotEnforced => Colour::Red,
+            Self::NoReport | Self::Silent | Self::ClockAhead | Self::NotEnforced => Colour::Red,
             Self::Bypassed | Self::Behind | Self::Audited => Colour::Yellow,
             Self::Enforced => Colour::Green,
         }
@@ -75,8 +80,8 @@ struct Row {
     state: State,
     /// Kinds of which newer objects are there than the node says to have.
     behind: Vec<&'static str>,
-    /// Seconds since it wrote, by the clocks of the node and of this machine.
-    heard_seconds_ago: Option<u64>,
+    /// Seconds since it wrote, by the clocks of the node and of this machine; negative if its clock is ahead.
+    heard_seconds_ago: Option<i64>,
     report: Option<NodeReport>,
 }
 
@@ -131,11 +136,16 @@ fn row(node: String, report: Option<NodeReport>, newest: &Versions, now: SystemT
     let now = now
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
-    let heard = to_seconds(&report.heartbeat).map(|at| now.saturating_sub(at));
-    let is_silent = heard.is_none_or(|ago| ago > MISSED * report.heartbeat_seconds.max(1));
+    let heard =
+        to_seconds(&report.heartbeat).map(|at| now.cast_signed().saturating_sub_unsigned(at));
+    let patience = MISSED * report.heartbeat_seconds.clamp(1, MOST_HEARTBEAT);
+    let is_silent = heard.is_none_or(|ago| ago > patience.cast_signed());
+    let is_ahead = heard.is_some_and(|ago| ago < -patience.cast_signed());
     let behind = behind(&report, newest);
     let state = if is_silent {
         State::Silent
+    } else if is_ahead {
+        State::ClockAhead
     } else if !report.in_sync || !report.awaited.is_empty() {
         State::NotEnforced
     } else if report.bypasses > 0 {
@@ -222,7 +232,7 @@ fn cells(row: &Row) -> Vec<Cell> {
     let latency = latency.map_or_else(|| "-".to_owned(), |p99| duration(p99 / 1e3));
     let heard = row
         .heard_seconds_ago
-        .map_or_else(|| "-".to_owned(), |ago| format!("{ago} s ago"));
+        .map_or_else(|| "-".to_owned(), heard_text);
     vec![
         row.node.as_str().into(),
         state,
@@ -235,6 +245,14 @@ fn cells(row: &Row) -> Vec<Cell> {
         heard.into(),
         plain(&report.version).into(),
     ]
+}
+
+fn heard_text(ago: i64) -> String {
+    if ago < 0 {
+        format!("{} s ahead", ago.unsigned_abs())
+    } else {
+        format!("{ago} s ago")
+    }
 }
 
 /// On one line of a terminal: whoever may write the objects may not write there.
@@ -326,6 +344,23 @@ mod tests {
             ..good()
         };
         assert_eq!(state(Some(silent), 10), State::Silent);
+        for (heartbeat, expected) in [
+            ("2027-01-15T08:10:00Z", State::Enforced),
+            ("2027-01-15T08:10:01Z", State::ClockAhead),
+            ("9999-12-30T00:00:00Z", State::ClockAhead),
+        ] {
+            let ahead = NodeReport {
+                heartbeat: heartbeat.to_owned(),
+                ..good()
+            };
+            assert_eq!(state(Some(ahead), 9), expected, "{heartbeat}");
+        }
+        let boastful = NodeReport {
+            heartbeat: "2027-01-13T07:59:59Z".to_owned(),
+            heartbeat_seconds: u64::MAX,
+            ..good()
+        };
+        assert_eq!(state(Some(boastful), 9), State::Silent);
         let audited = NodeReport {
             enforcement: Enforcement::Audit,
             enforced: false,

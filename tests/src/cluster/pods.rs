@@ -118,12 +118,19 @@ fn object(spec: &PodSpec, is_real: bool) -> Value {
         container["command"] = json!(command);
         container["imagePullPolicy"] = json!("Never");
     }
+    let (node, selector) = if spec.is_scheduled {
+        let selector = json!({ "kubernetes.io/hostname": spec.node });
+        (Value::Null, selector)
+    } else {
+        (json!(spec.node), Value::Null)
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": spec.name, "labels": spec.labels },
         "spec": {
-            "nodeName": spec.node,
+            "nodeName": node,
+            "nodeSelector": selector,
             "automountServiceAccountToken": false,
             // The lab has no cluster DNS.
             "dnsPolicy": "Default",

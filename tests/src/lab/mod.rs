@@ -309,6 +309,24 @@ impl Lab {
         pod.destroy(node)
     }
 
+    /// Creates the object of a pod that a kubelet is to start, and does not wait for it.
+    pub fn declare(&self, spec: &PodSpec) -> Result<()> {
+        let cluster = self.cluster()?;
+        if !cluster.has_kubelets() {
+            bail!("no kubelet would start {}", spec.id());
+        }
+        cluster.declare(spec)?;
+        Ok(())
+    }
+
+    /// Waits until a pod that was declared runs.
+    pub fn await_declared(&mut self, spec: PodSpec) -> Result<&Pod> {
+        let id = spec.id();
+        self.plug_as(spec, None)?;
+        self.publish(&id)?;
+        self.pod(&id)
+    }
+
     fn plug_as(&mut self, spec: PodSpec, uid: Option<String>) -> Result<&Pod> {
         let id = spec.id();
         if self.pods.contains_key(&id) {

@@ -38,6 +38,8 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// Where it serves, and what its manifest declares.
     pub ports: Vec<PodPort>,
+    /// Whether a scheduler is to bind it to the node, the only one that fits. Else it is bound from the beginning.
+    pub is_scheduled: bool,
 }
 
 impl PodSpec {
@@ -49,7 +51,15 @@ impl PodSpec {
             name: name.to_owned(),
             labels: BTreeMap::new(),
             ports: Vec::new(),
+            is_scheduled: false,
         }
+    }
+
+    /// Leaves it to the scheduler to bind it.
+    #[must_use]
+    pub fn scheduled(mut self) -> Self {
+        self.is_scheduled = true;
+        self
     }
 
     /// Adds a label.

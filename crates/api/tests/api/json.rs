@@ -1,13 +1,14 @@
 //! Objects as the API server sends them.
 
-use towpath_api::{Kind, Outcome, limits, read_header, read_json};
+use towpath_api::{Kind, Outcome, limits, read_header, read_object};
 use towpath_core::model::{NamespaceMatch, Selector};
 
 use super::single;
 
 fn read(kind: Kind, text: &str) -> Outcome {
-    let header = read_header(kind, text.as_bytes()).expect("it has a header");
-    read_json(kind, &header, text.as_bytes())
+    let (header, outcome) = read_object(kind, text.as_bytes()).expect("it has a header");
+    assert_eq!(read_header(kind, text.as_bytes()), Ok(header));
+    outcome
 }
 
 const POLICY: &str = r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy",
@@ -91,9 +92,13 @@ fn what_has_no_name_or_version_has_no_header() {
         r#"{"metadata":{"name":"a/b","resourceVersion":"7"}}"#,
         r#"{"metadata":{"name":"..","resourceVersion":"7"}}"#,
         r#"{"metadata":{"name":"a","namespace":"b/c","resourceVersion":"7"}}"#,
+        r#"{"metadata":{"name":7,"namespace":"b","resourceVersion":"7"}}"#,
+        r#"{"metadata":{"name":"a","namespace":["b"],"resourceVersion":"7"}}"#,
+        r#"{"metadata":null}"#,
     ] {
         for kind in [Kind::NetworkPolicy, Kind::Node] {
             assert!(read_header(kind, text.as_bytes()).is_err(), "{text}");
+            assert!(read_object(kind, text.as_bytes()).is_err(), "{text}");
         }
     }
 }
@@ -109,7 +114,14 @@ fn nothing_is_of_a_namespace_that_is_not_named() {
         (Kind::Node, true),
         (Kind::ClusterNetworkPolicy, true),
     ] {
-        let is_header = |text: &str| read_header(kind, text.as_bytes()).is_ok();
+        let is_header = |text: &str| {
+            let (alone, whole) = (
+                read_header(kind, text.as_bytes()),
+                read_object(kind, text.as_bytes()),
+            );
+            assert_eq!(alone.is_ok(), whole.is_ok(), "{alone:?}, {whole:?}");
+            whole.is_ok()
+        };
 
         assert_eq!(is_header(without), is_cluster_wide, "{kind:?}");
         assert_eq!(is_header(with), !is_cluster_wide, "{kind:?}");

@@ -387,7 +387,7 @@ impl Connection {
     fn read_event(&self, resource: Resource, line: &[u8]) -> Result<Event, Failure> {
         let (event, object) = read_event(resource, line)?;
         match &event {
-            Event::There(item) => self.see_own(resource, item, object.get().as_bytes()),
+            Event::There(item) => self.see_own(resource, item, object),
             Event::Gone { name, .. } => {
                 if let (Resource::Node, Some(own)) = (resource, &self.own) {
                     own.miss(name);

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use towpath_api::{Header, Outcome, read_header, read_json};
+use towpath_api::{Header, Outcome, read_object};
 
 use super::resource::Resource;
 
@@ -21,12 +21,12 @@ pub(super) struct Item {
 impl Item {
     /// Reads an object; an error only where it cannot be told which object it is.
     pub(super) fn read(resource: Resource, bytes: &[u8]) -> Result<Self, String> {
-        let header = read_header(resource.kind(), bytes)?;
+        let (header, outcome) = read_object(resource.kind(), bytes)?;
         Ok(Self {
             name: name(&header),
             uid: hash(&header.uid),
             version: header.version,
-            outcome: read_json(resource.kind(), &header, bytes),
+            outcome,
         })
     }
 }

@@ -8,8 +8,29 @@ use super::item::{Item, name};
 use super::resource::Resource;
 use super::world::Event;
 
-/// An event, and the object in it as it came.
-pub(super) fn read_event(resource: Resource, line: &[u8]) -> Result<(Event, &RawValue), Failure> {
+/// An event, and the object in it as it came. Of a line as every API server writes it, the object is read at once: one
+/// walk over the text. Any other line, and what cannot be read, is taken apart first.
+pub(super) fn read_event(resource: Resource, line: &[u8]) -> Result<(Event, &[u8]), Failure> {
+    if let Some(object) = object_there(line)
+        && let Ok(item) = Item::read(resource, object)
+    {
+        return Ok((Event::There(item), object));
+    }
+    take_apart(resource, line)
+}
+
+/// What stands for the object in a line that tells of one that is there.
+fn object_there(line: &[u8]) -> Option<&[u8]> {
+    let line = line.trim_ascii();
+    let heads: [&[u8]; 2] = [
+        br#"{"type":"ADDED","object":"#,
+        br#"{"type":"MODIFIED","object":"#,
+    ];
+    let rest = heads.iter().find_map(|head| line.strip_prefix(*head))?;
+    rest.strip_suffix(b"}")
+}
+
+fn take_apart(resource: Resource, line: &[u8]) -> Result<(Event, &[u8]), Failure> {
     #[derive(Deserialize)]
     struct Line<'a> {
         r#type: &'a str,
@@ -67,5 +88,64 @@ pub(super) fn read_event(resource: Resource, line: &[u8]) -> Result<(Event, &Raw
         }
         other => return Err(unnamed(format!("the type {other:?} is unknown"))),
     };
-    Ok((event, line.object))
+    Ok((event, object))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LINE: &str = r#"{"type":"ADDED","object":{"metadata":{"name":"a","namespace":"b","uid":"c","resourceVersion":"7","managedFields":[{"x":"\"}"}]},"spec":{"nodeName":"n","containers":[{"name":"{"}]}}}"#;
+
+    fn both(line: &str) -> (Result<Event, Failure>, Result<Event, Failure>) {
+        let of = |read: Result<(Event, &[u8]), Failure>| read.map(|(event, _)| event);
+        (
+            of(read_event(Resource::Pod, line.as_bytes())),
+            of(take_apart(Resource::Pod, line.as_bytes())),
+        )
+    }
+
+    #[test]
+    fn a_line_as_the_server_writes_it_is_read_at_once() {
+        for line in [LINE, &LINE.replace("ADDED", "MODIFIED")] {
+            assert!(object_there(line.as_bytes()).is_some());
+            let (quick, careful) = both(line);
+            assert_eq!(quick.unwrap(), careful.unwrap());
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_the_object_is_not_taken_for_a_part_of_it() {
+        let more = LINE.replace("}}}", r#"}},"more":{"metadata":{"name":"x"}}}"#);
+        let (quick, careful) = both(&more);
+        assert_eq!(quick.unwrap(), careful.unwrap());
+
+        for broken in [&LINE[..LINE.len() - 1], &format!("{LINE}}}")] {
+            assert!(both(broken).0.is_err(), "{broken}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_at_once_is_what_a_careful_reader_reads(
+            changes in prop::collection::vec((0..LINE.len(), prop::sample::select(&b"{}[]\",:\\ a7"[..]), 0_u8..3), 0..4)
+        ) {
+            let mut line = LINE.as_bytes().to_vec();
+            for (place, byte, how) in changes {
+                let place = place.min(line.len() - 1);
+                match how {
+                    0 => line[place] = byte,
+                    1 => line.insert(place, byte),
+                    _ => drop(line.remove(place)),
+                }
+            }
+            let line = String::from_utf8(line).unwrap();
+            match both(&line) {
+                (Ok(quick), Ok(careful)) => prop_assert_eq!(quick, careful),
+                (quick, careful) => prop_assert!(quick.is_err() && careful.is_err(), "{line}"),
+            }
+        }
+    }
 }

@@ -51,7 +51,7 @@ pub(super) struct Page {
 }
 
 /// An event of a watch.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
     reason = "they are moved once; most are of the large kind"
