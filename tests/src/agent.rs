@@ -32,6 +32,10 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// Text of its configuration file.
     pub configuration: Option<String>,
+    /// Its `--source`, if it is not the lab's.
+    pub source: Option<String>,
+    /// More variables of its environment.
+    pub variables: Vec<(String, String)>,
 }
 
 /// A running agent. Dropping it kills it; what it put into the kernel stays.
@@ -56,11 +60,15 @@ impl Agent {
         let socket = folder.join("towpath.sock");
         let log = folder.join("agent.log");
         let output = File::options().create(true).append(true).open(&log)?;
+        let source = match &options.source {
+            Some(source) => source.clone(),
+            None => lab.source(node)?,
+        };
         let mut command = Command::new(program::towpath()?);
         command
             .args(["agent", "--node", node])
             .arg("--source")
-            .arg(lab.source(node)?)
+            .arg(source)
             .arg("--socket")
             .arg(&socket)
             .arg("--state-dir")
@@ -82,6 +90,9 @@ impl Agent {
             if name.to_string_lossy().starts_with("TOWPATH_") {
                 command.env_remove(name);
             }
+        }
+        for (name, value) in &options.variables {
+            command.env(name, value);
         }
         let child = namespace.spawn(&mut command)?;
         Ok(Self {

@@ -5,19 +5,22 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{Api, KubernetesConfig, objects};
 use towpath_tests::cni::PluginSet;
 use towpath_tests::lab::{Lab, LabConfig};
 use towpath_tests::matrix::{Flow, Matrix};
+use towpath_tests::mounts::{Disk, with_own_mounts};
 use towpath_tests::require;
 use towpath_tests::stage::{Stage, allow_http, deny_ingress};
 use towpath_tests::wait::{PATIENCE, until};
 
 /// After a long outage the agent asks again every 15 seconds at the latest.
 const NEXT_TRY: Duration = Duration::from_mins(1);
+/// A token is read again at least every minute, and the API server asked after that.
+const EXCHANGED: Duration = Duration::from_mins(2);
 const NODE: &str = "node-a";
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/towpath-agent";
 
@@ -213,4 +216,95 @@ fn without_any_one_right_the_agent_enforces_what_it_knew_and_names_the_right() {
     stage.remove("allow").unwrap();
     stage.write("other", &allow_other()).unwrap();
     stage.settle(guest_reaches_web).unwrap();
+}
+
+/// Where a pod finds the account that the kubelet mounts.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// A token of the agent's account that is good until this Secret is deleted.
+fn token_of(api: &Api, secret: &str) -> Result<String> {
+    let secrets = "/api/v1/namespaces/kube-system/secrets";
+    let made = api.create(secrets, &json!({ "metadata": { "name": secret } }))?;
+    let bound = json!({ "kind": "Secret", "apiVersion": "v1", "name": secret, "uid": made["metadata"]["uid"] });
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": { "expirationSeconds": 3600, "boundObjectRef": bound },
+    });
+    let path = "/api/v1/namespaces/kube-system/serviceaccounts/towpath-agent/token";
+    let answer = api.create(path, &request)?;
+    let token = answer["status"]["token"].as_str();
+    Ok(token.context("the API server gave no token")?.to_owned())
+}
+
+#[test]
+fn in_a_pod_the_agent_takes_the_mounted_account_and_goes_along_when_its_token_is_exchanged() {
+    require!(
+        "kubernetes",
+        Root,
+        KubernetesServers,
+        Flanneld,
+        CniModulePlugins,
+        Vxlan,
+        BridgeNetfilter,
+        Nft
+    );
+    // Only this thread, and what it starts, sees the account.
+    with_own_mounts(mounted_account).unwrap().unwrap();
+}
+
+fn mounted_account() -> Result<()> {
+    let mut stage = stage()?;
+    stage.lab.withdraw("allow")?;
+    stage.write("other", &allow_other())?;
+    let plane = &stage.lab.cluster()?.plane;
+    let api = plane.api().clone();
+    let first = token_of(&api, "first")?;
+    let _disk = Disk::mount(Path::new("/var"))?;
+    // Elsewhere `/var/run` is another name of `/run`, where namespaces have theirs.
+    let mut bind = Command::new("mount");
+    std::fs::create_dir_all("/var/run/netns")?;
+    let bound = bind
+        .args(["--rbind", "/run/netns", "/var/run/netns"])
+        .status()?;
+    ensure!(bound.success(), "cannot show the namespaces");
+    let account = Path::new(ACCOUNT);
+    std::fs::create_dir_all(account)?;
+    std::fs::copy(plane.authority().file(), account.join("ca.crt"))?;
+    std::fs::write(account.join("namespace"), "kube-system")?;
+    std::fs::write(account.join("token"), &first)?;
+    let variable = |name: &str, value: String| (format!("KUBERNETES_SERVICE_{name}"), value);
+    let options = AgentOptions {
+        source: Some("kubernetes".to_owned()),
+        variables: vec![
+            variable("HOST", plane.addresses().server().to_string()),
+            variable("PORT", "6443".to_owned()),
+        ],
+        ..AgentOptions::default()
+    };
+    stage.start_agents(&options)?;
+    stage.settle(guest_reaches_web)?;
+
+    // As the kubelet does it: another file in the place of the first one. The old token is worth nothing from now on,
+    // which is harder than what a kubelet does.
+    std::fs::write(account.join("next"), token_of(&api, "second")?)?;
+    std::fs::rename(account.join("next"), account.join("token"))?;
+    api.delete("/api/v1/namespaces/kube-system/secrets/first")?;
+    let user = api.with_token(&first);
+    until("the old token is refused", PATIENCE, || {
+        Ok(user.request("GET", "/api/v1/pods", "", "")?.status == 401)
+    })?;
+    // Connections that are open stay so; these end.
+    let plane = &mut stage.lab.cluster_mut()?.plane;
+    plane.stop_server();
+    plane.start_server()?;
+    stage.hold(guest_reaches_web)?;
+
+    stage.remove("other")?;
+    stage.write("allow", &allow_http("shop", "web", "db"))?;
+    Matrix::settle(&stage.lab, EXCHANGED, db_reaches_web)?;
+    for agent in &mut stage.agents {
+        agent.wait_ready()?;
+    }
+    Ok(())
 }

@@ -259,6 +259,7 @@ fn rules_that_somebody_changes_are_put_right() {
     let options = AgentOptions {
         arguments: ["--nft-backend", "command"].map(str::to_owned).into(),
         configuration: Some("verifyIntervalSeconds: 1\n".to_owned()),
+        ..AgentOptions::default()
     };
     stage.start_agents(&options).unwrap();
     let is_allowed = |flow: &Flow<'_>| flow.to.spec.namespace != "shop";

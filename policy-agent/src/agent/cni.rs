@@ -160,6 +160,10 @@ impl GraphThread {
             Ok(updates) => self.claims_changed(&updates),
             Err(error) => return tell(to, Err(error.to_string())),
         }
+        let claims = &self.parts.cni.claims;
+        let is_claimed = |address, name: &_| claims.allow(address, name);
+        let again = self.seats.claimed(&claim.addresses, is_claimed);
+        self.seats_changed(&again);
         if !waits {
             return tell(to, self.check(&claim));
         }
@@ -190,6 +194,14 @@ impl GraphThread {
     /// What the source says, with what the claims make of it.
     pub(super) fn apply_source(&mut self, update: &Update) {
         let update = &*self.complete(update);
+        self.graph_after_claims(update);
+        let claims = &self.parts.cni.claims;
+        let is_claimed = |address, name: &_| claims.allow(address, name);
+        let again = self.seats.source(update, is_claimed);
+        self.seats_changed(&again);
+    }
+
+    fn graph_after_claims(&mut self, update: &Update) {
         if self.parts.cni.claims.is_empty() {
             return self.graph.apply(update);
         }
@@ -199,6 +211,30 @@ impl GraphThread {
         if self.parts.cni.claims.len() != before {
             self.parts.cni.store.save(self.parts.cni.claims.kept());
         }
+    }
+
+    /// Gives up addresses that are kept for pods of which nobody tells any more.
+    pub(super) fn expire_seats(&mut self, now: Instant) {
+        if !self.is_in_sync {
+            return;
+        }
+        let claims = &self.parts.cni.claims;
+        let is_claimed = |address, name: &_| claims.allow(address, name);
+        let again = self.seats.expire(now, is_claimed);
+        self.seats_changed(&again);
+    }
+
+    /// Interfaces show other addresses than the graph was told.
+    fn seats_changed(&mut self, again: &[Update]) {
+        if again.is_empty() {
+            return;
+        }
+        self.count(Teller::Interfaces, again.len(), Instant::now());
+        for update in again {
+            self.facts.note(update);
+            self.graph.apply(update);
+        }
+        self.settle_claims();
     }
 
     /// Interfaces have changed.

@@ -144,6 +144,16 @@ impl CniClaims {
         self.pods.contains_key(pod)
     }
 
+    /// Whether the plugins have made the interface of this name for a pod with this address. A result that names bridges
+    /// only says nothing of an interface.
+    pub(super) fn allow(&self, address: IpAddr, interface: &InterfaceName) -> bool {
+        let mut held = self.pods.values().flat_map(|of_pod| &of_pod.held);
+        held.any(|held| {
+            let claim = &held.claim;
+            claim.addresses.contains(&address) && claim.host_interfaces.contains(interface)
+        })
+    }
+
     /// How many claims there are.
     pub(super) fn len(&self) -> usize {
         self.pods.values().map(|of_pod| of_pod.held.len()).sum()

@@ -32,6 +32,7 @@ use super::metrics::{CommitResult, Metrics, Teller};
 use super::obstacles::Lookout;
 use super::publishing::Publishing;
 use super::report::{Commits, Problem};
+use super::seats::Seats;
 use super::snapshots::Snapshots;
 use super::start_code::StartCode;
 use super::surroundings::Known;
@@ -95,6 +96,7 @@ pub(super) struct GraphThread {
     /// Claims of nodes that are not believed, or that others make, too.
     pub(super) doubts: Vec<Doubt>,
     pub(super) foreign_ports: ForeignPorts,
+    pub(super) seats: Seats,
     pub(super) problems: Vec<Problem>,
     pub(super) denied: DeniedFlows,
     pub(super) latencies: Latencies,
@@ -159,6 +161,7 @@ impl GraphThread {
             own_node: None,
             doubts: Vec::new(),
             foreign_ports: ForeignPorts::default(),
+            seats: Seats::new(&config.node),
             problems: Vec::new(),
             denied: DeniedFlows::new(config.denied_flows_kept).telling(events),
             latencies: Latencies::default(),
@@ -348,8 +351,12 @@ impl GraphThread {
         self.count(Teller::Interfaces, updates.len(), at);
         for update in updates {
             let update = self.foreign_ports.pass(update, &self.facts.bridges);
-            self.facts.note(&update);
-            self.graph.apply(&update);
+            let claims = &self.parts.cni.claims;
+            let is_claimed = |address, name: &_| claims.allow(address, name);
+            for update in self.seats.interface(update, is_claimed, at) {
+                self.facts.note(&update);
+                self.graph.apply(&update);
+            }
         }
         self.settle_claims();
         if let Some(host) = host {
@@ -538,6 +545,7 @@ impl GraphThread {
             self.look_for_this_node();
             self.publish(now);
             self.expire_claims(now);
+            self.expire_seats(now);
             self.tick_bypasses(now);
             self.tick_warnings(now);
             let is_enforcing = self.is_in_sync && self.last_commit.is_some();

@@ -38,6 +38,7 @@ mod nodes;
 mod obstacles;
 mod publishing;
 pub mod report;
+mod seats;
 mod server;
 mod snapshots;
 mod source;

@@ -297,14 +297,18 @@ impl Lab {
 
     /// Pulls a pod out: its object first, as the API would, then CNI DEL, then its namespace.
     pub fn remove_pod(&mut self, id: &str) -> Result<()> {
-        let pod = self
-            .pods
-            .remove(id)
-            .with_context(|| format!("the lab has no pod {id}"))?;
+        let spec = &self.pod(id)?.spec;
         if let Some(cluster) = &self.cluster {
-            cluster.forget(&pod.spec)?;
+            cluster.forget(spec)?;
         }
-        self.manifests.remove(&manifest::pod_file(&pod.spec))?;
+        self.manifests.remove(&manifest::pod_file(spec))?;
+        self.unplug(id)
+    }
+
+    /// The same without the object: nobody has told the API yet.
+    pub fn unplug(&mut self, id: &str) -> Result<()> {
+        let pod = self.pods.remove(id);
+        let pod = pod.with_context(|| format!("the lab has no pod {id}"))?;
         let node = self.node(&pod.spec.node)?;
         pod.destroy(node)
     }
