@@ -2,15 +2,17 @@
 //! translation lets it be seen.
 
 use std::net::IpAddr;
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use towpath_tests::cluster::{KubernetesConfig, Rules};
 use towpath_tests::cni::PluginSet;
 use towpath_tests::lab::LabConfig;
 use towpath_tests::probe::{Outcome, Patience, Target, probe};
-use towpath_tests::require;
 use towpath_tests::stage::Stage;
 use towpath_tests::wait::{PATIENCE, until};
+use towpath_tests::{program, require};
 
 const NODE_PORT: u16 = 30080;
 
@@ -51,12 +53,39 @@ fn ways(stage: &Stage) -> Result<Ways> {
     Ok([is_answer(&outcomes[0]), is_answer(&outcomes[1])])
 }
 
-/// Waits for exactly these ways, and looks once more.
+/// What `towpath explain` says of the same. Where nobody stands behind the Service it has no verdict.
+fn explained(stage: &Stage, client: &str) -> Result<Ways> {
+    let mut ways = [false; 2];
+    for (way, node) in ways.iter_mut().zip(["node-a", "node-b"]) {
+        let mut command = Command::new(program::towpath()?);
+        command.args(["explain", "--via", "service/shop/web", "--port", "80/tcp"]);
+        command.args(["--client", client, "--node", node, "-o", "json"]);
+        let output = command
+            .arg("--source")
+            .arg(stage.lab.source_on_host())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("nobody answers") {
+            continue;
+        }
+        let record: Value = serde_json::from_slice(&output.stdout).context(said.into_owned())?;
+        *way = record["verdict"] == "allow";
+    }
+    Ok(ways)
+}
+
+/// Waits for exactly these ways, and looks once more; what is explained must be what happens.
 fn settle(stage: &Stage, what: &str, expected: Ways) -> Result<()> {
     until(&format!("{what}: {expected:?}"), PATIENCE, || {
         Ok(ways(stage)? == expected)
     })?;
-    anyhow::ensure!(ways(stage)? == expected, "{what} does not last");
+    ensure!(ways(stage)? == expected, "{what} does not last");
+    let client = stage.lab.cluster()?.plane.addresses().server().to_string();
+    let explained = explained(stage, &client)?;
+    ensure!(
+        explained == expected,
+        "{what}: explained as {explained:?}, and is {expected:?}"
+    );
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub mod kubernetes;
 mod ledger;
 mod namespaces;
 mod read;
+mod services;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub use directory::is_manifest;
 pub use file::{Detail, FileSource, Loaded, load};
 pub use finding::Finding;
 pub use namespaces::KeptNamespaces;
+pub(crate) use services::{ServiceSeen, see_in_files};
 pub use watch::WatchHandle;
 
 /// Whether a source knows its objects.

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use towpath_tests::lab::Pod;
+use towpath_tests::netns::Namespace;
 
 /// Where everybody listens.
 pub(crate) const PORT: u16 = 9_000;
 
-/// A pod that counts packets by the number of the start that they carry. Dropping it ends its thread.
+/// Somebody who counts packets by the number of the start that they carry. Dropping it ends its thread.
 pub(crate) struct Peer {
     pub(crate) target: SocketAddr,
     counts: Arc<[AtomicU32]>,
@@ -25,9 +26,14 @@ impl Peer {
     /// Listens in a pod, for so many starts.
     pub(crate) fn listen(pod: &Pod, starts: u32) -> Result<Self> {
         ask_often(pod)?;
-        let target = SocketAddr::from((pod.ipv4()?, PORT));
-        let socket = pod.namespace.enter(|| UdpSocket::bind(target))?;
-        let socket = socket.with_context(|| format!("no socket in {}", pod.id()))?;
+        Self::listen_at(&pod.namespace, pod.ipv4()?, starts)
+    }
+
+    /// Listens somewhere else.
+    pub(crate) fn listen_at(place: &Namespace, address: Ipv4Addr, starts: u32) -> Result<Self> {
+        let target = SocketAddr::from((address, PORT));
+        let socket = place.enter(|| UdpSocket::bind(target))?;
+        let socket = socket.with_context(|| format!("no socket at {target}"))?;
         // So that the thread sees its end when nothing comes.
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let counts: Arc<[AtomicU32]> = (0..starts).map(|_| AtomicU32::new(0)).collect();
@@ -85,10 +91,8 @@ fn count(socket: &UdpSocket, counts: &[AtomicU32], is_over: &AtomicBool) {
     }
 }
 
-/// A socket for a pod that sends to pods at addresses that it is told.
-pub(crate) fn neighbour(pod: &Pod) -> Result<UdpSocket> {
-    let socket = pod
-        .namespace
-        .enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
-    socket.context("no socket in the neighbour")
+/// A socket that sends to pods at addresses that it is told.
+pub(crate) fn sender(place: &Namespace) -> Result<UdpSocket> {
+    let socket = place.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    socket.context("no socket to send from")
 }

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use towpath_tests::cluster::KubernetesConfig;
 use towpath_tests::cni::{Attachment, NETWORK_NAME, PluginSet, Plugins, Sandbox, invoke};
@@ -17,7 +17,7 @@ use towpath_tests::netns::Namespace;
 use towpath_tests::program;
 use towpath_tests::wait::{PATIENCE, until};
 
-use crate::peers::{PORT, Peer, neighbour};
+use crate::peers::{PORT, Peer, sender};
 
 /// Where pods start.
 pub(crate) const NODE: &str = "node-a";
@@ -25,8 +25,10 @@ pub(crate) const NODE: &str = "node-a";
 const ENOUGH: u32 = 20;
 /// Between two rounds of packets.
 const PERIOD: Duration = Duration::from_micros(200);
-/// Packets that are sent after ADD to a peer that nothing was sent to before; none may be lost.
+/// Packets that are sent after ADD to a peer that nothing was sent to before, and from it; none may be lost.
 const AFTER_ADD: u32 = 5;
+/// Marks the number of the start in packets that may come into the pod.
+const WELCOME: u32 = 1 << 31;
 
 /// A question for a neighbour's hardware address that was dropped is asked again soon, not after a second.
 const ASK_OFTEN: (&str, &str) = ("/proc/sys/net/ipv4/neigh/eth0/retrans_time_ms", "10");
@@ -83,7 +85,14 @@ pub(crate) struct Bed {
     far: Peer,
     friend: Peer,
     fresh: Peer,
+    /// Outside of the cluster, allowed as a block.
+    outside: Peer,
+    /// The pod's own node.
+    node: Peer,
     neighbour: UdpSocket,
+    /// Those of the new pod's friends and of its node that send into it.
+    welcome: [UdpSocket; 2],
+    policy: Value,
     plugins: Plugins,
     pub(crate) lab: Lab,
 }
@@ -110,12 +119,23 @@ impl Bed {
         let listen = |name: &str| Peer::listen(lab.pod(&format!("other/{name}"))?, starts);
         let folder = lab.folder().join(NODE);
         let subnet = std::fs::read_to_string(folder.join("subnet.env"))?;
+        let node = lab.node(NODE)?;
+        let own = *node.addresses.first().context("the node has an address")?;
+        let IpAddr::V4(own) = own else {
+            bail!("{own} is no IPv4 address");
+        };
+        let outside = lab.cluster()?.plane.addresses().server();
+        let place = &node.namespace;
         Ok(Self {
             near: listen("near")?,
             far: listen("far")?,
             friend: listen("friend")?,
             fresh: listen("fresh")?,
-            neighbour: neighbour(lab.pod("other/near")?)?,
+            outside: Peer::listen_at(lab.fabric(), outside, starts)?,
+            node: Peer::listen_at(place, own, starts)?,
+            neighbour: sender(&lab.pod("other/near")?.namespace)?,
+            welcome: [sender(&lab.pod("other/fresh")?.namespace)?, sender(place)?],
+            policy: policy(outside, own),
             plugins: Plugins::of_subnet_env(PluginSet::Module, &subnet, &folder.join("networks"))?,
             lab,
         })
@@ -142,7 +162,7 @@ impl Bed {
         let api = self.lab.cluster()?.api();
         let name = format!("pod-{number}");
         let policies = "/apis/networking.k8s.io/v1/namespaces/starts/networkpolicies";
-        api.create(policies, &policy(&name))?;
+        api.create(policies, &self.policy_of(&name))?;
         let spec = PodSpec::new(NODE, "starts", &name).label("start", &name);
         let uid = self.lab.cluster()?.declare(&spec)?;
 
@@ -168,7 +188,8 @@ impl Bed {
                 scope.spawn(|| namespace.enter(|| probe.run()));
             }
             if matches!(way, Way::Chained | Way::Closed) {
-                probe.reach_fresh().context("lost after CNI ADD")?;
+                let own = *added.addresses.first().context("no address")?;
+                probe.reach_fresh(own).context("lost after CNI ADD")?;
             }
             let address = added.addresses.first().context("no address")?;
             let status =
@@ -187,6 +208,14 @@ impl Bed {
         }
         self.plugins.delete(node, &sandbox)?;
         Ok(outcome)
+    }
+
+    /// The policy of the pod of this name alone.
+    fn policy_of(&self, name: &str) -> Value {
+        let mut policy = self.policy.clone();
+        policy["metadata"]["name"] = json!(name);
+        policy["spec"]["podSelector"]["matchLabels"]["start"] = json!(name);
+        policy
     }
 
     fn add(&self, sandbox: &Sandbox, way: Way) -> Result<Attachment> {
@@ -234,17 +263,20 @@ impl Bed {
     }
 }
 
-fn policy(name: &str) -> Value {
+/// Friends both ways; out, also somebody outside and the own node. The node may always come in.
+fn policy(outside: Ipv4Addr, node: Ipv4Addr) -> Value {
     let friends = json!({
         "namespaceSelector": { "matchLabels": { "team": "other" } },
         "podSelector": { "matchLabels": { "app": "friend" } },
     });
+    let block = |address: Ipv4Addr| json!({ "ipBlock": { "cidr": format!("{address}/32") } });
     json!({
-        "metadata": { "name": name },
+        "metadata": {},
         "spec": {
-            "podSelector": { "matchLabels": { "start": name } },
+            "podSelector": { "matchLabels": {} },
             "policyTypes": ["Ingress", "Egress"],
-            "egress": [{ "to": [friends] }],
+            "ingress": [{ "from": [friends] }],
+            "egress": [{ "to": [friends, block(outside), block(node)] }],
         },
     })
 }
@@ -271,6 +303,9 @@ struct Probe<'b> {
     is_over: AtomicBool,
     sent: AtomicU64,
     early: AtomicU64,
+    /// What has come in and may, and what may not.
+    welcome: AtomicU64,
+    inside: AtomicU64,
 }
 
 impl<'b> Probe<'b> {
@@ -290,6 +325,8 @@ impl<'b> Probe<'b> {
             is_over: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             early: AtomicU64::new(0),
+            welcome: AtomicU64::new(0),
+            inside: AtomicU64::new(0),
         })
     }
 
@@ -342,17 +379,49 @@ impl<'b> Probe<'b> {
         Some(scout.local_addr().ok()?.ip()).filter(|address| !address.is_unspecified())
     }
 
-    /// Sends to a peer on the same node that nothing was sent to before: all of it must arrive (edge case 20).
-    fn reach_fresh(&self) -> Result<()> {
+    /// Sends to peers that nothing was sent to before, and has them send into the pod: all of it must arrive (edge
+    /// case 20).
+    fn reach_fresh(&self, own: IpAddr) -> Result<()> {
+        let peers = [&self.bed.fresh, &self.bed.outside, &self.bed.node];
+        let number = (self.number | WELCOME).to_be_bytes();
         for _ in 0..AFTER_ADD {
-            ensure!(
-                self.send(&self.sender, self.bed.fresh.target),
-                "the pod cannot send"
-            );
+            for peer in peers {
+                ensure!(self.send(&self.sender, peer.target), "the pod cannot send");
+            }
+            for socket in &self.bed.welcome {
+                socket.send_to(&number, SocketAddr::from((own, PORT)))?;
+            }
         }
-        until("all packets that were sent after CNI ADD", PATIENCE, || {
-            Ok(self.bed.fresh.count(self.number) == AFTER_ADD)
+        let expected = u64::from(AFTER_ADD) * self.bed.welcome.len() as u64;
+        let all = until("all packets that were sent after CNI ADD", PATIENCE, || {
+            self.look_inside()?;
+            let is_outside = peers
+                .iter()
+                .all(|peer| peer.count(self.number) == AFTER_ADD);
+            Ok(is_outside && self.welcome.load(Ordering::Relaxed) == expected)
+        });
+        all.with_context(|| {
+            let counts = peers.map(|peer| peer.count(self.number));
+            let inside = self.welcome.load(Ordering::Relaxed);
+            format!("to the same node, outside and the node: {counts:?} of {AFTER_ADD}; into the pod: {inside} of {expected}")
         })
+    }
+
+    /// Counts what has come into the pod.
+    fn look_inside(&self) -> Result<()> {
+        let mut packet = [0; 4];
+        loop {
+            match self.inbox.recv(&mut packet) {
+                Ok(_) if u32::from_be_bytes(packet) & WELCOME != 0 => {
+                    self.welcome.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(_) => {
+                    self.inside.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("cannot look into the pod"),
+            }
+        }
     }
 
     /// Waits until the pod has got through to its friend for a while, and without protection to everybody.
@@ -376,15 +445,8 @@ impl<'b> Probe<'b> {
 
     /// What has passed; the probe has ended.
     fn outcome(&self) -> Result<Outcome> {
-        let mut inside = 0;
-        let mut packet = [0; 4];
-        loop {
-            match self.inbox.recv(&mut packet) {
-                Ok(_) => inside += 1,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error).context("cannot look into the pod"),
-            }
-        }
+        self.look_inside()?;
+        let inside = self.inside.load(Ordering::Relaxed);
         let count = |peer: &Peer| u64::from(peer.count(self.number));
         Ok(Outcome {
             passed: [count(&self.bed.near), count(&self.bed.far), inside],

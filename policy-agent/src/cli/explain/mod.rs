@@ -2,6 +2,7 @@
 
 mod record;
 mod text;
+mod via;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,7 +12,8 @@ use smol_str::SmolStr;
 use towpath_core::evaluate::{Evaluator, Flow};
 use towpath_core::model::{Cluster, Direction, Endpoint, Protocol};
 
-use self::record::{FlowRecord, Record};
+use self::record::Record;
+use self::via::{Question, Via};
 use super::arguments::{End, Service, SourceLocation};
 use super::error::{CommandError, Exit};
 use super::output::{Format, Output};
@@ -19,6 +21,8 @@ use super::placeholder::Placeholders;
 use super::{OutputArguments, remark, world};
 use crate::agent::config::Config;
 use crate::agent::local_services;
+use crate::source::kubernetes::{KubernetesSource, LoadError};
+use crate::source::{ServiceSeen, see_in_files};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct ExplainArguments {
@@ -29,12 +33,19 @@ pub(super) struct ExplainArguments {
     )]
     source: SourceLocation,
     /// Who connects: NAMESPACE/POD or an IP address.
-    #[arg(long)]
+    #[arg(long, visible_alias = "client")]
     from: End,
-    /// To whom: NAMESPACE/POD or an IP address, after Service translation.
-    #[arg(long)]
-    to: End,
-    /// What is tried: 80/tcp, a port name of the destination, or a protocol such as icmp.
+    /// To whom: NAMESPACE/POD or an IP address, after Service translation; with --via only this pod of the Service.
+    #[arg(long, required_unless_present = "via")]
+    to: Option<End>,
+    /// Through service/NAMESPACE/NAME: each step of the translation, and what policy says of each pod behind it.
+    #[arg(long, value_name = "SERVICE")]
+    via: Option<Via>,
+    /// With --via: the node whose port of the Service is asked.
+    #[arg(long, requires = "via")]
+    node: Option<String>,
+    /// What is tried: 80/tcp, a port name, or a protocol such as icmp. With --via a port of the Service, else of the
+    /// destination.
     #[arg(long)]
     port: Service,
     /// Configuration of the agents: its localServices count too.
@@ -56,22 +67,72 @@ pub(super) fn run(arguments: &ExplainArguments) -> Result<Exit, CommandError> {
     if Placeholders::default().fill(&mut cluster) > 0 {
         remark("towpath: endpoints without an address are judged under addresses of 198.18.0.0/15");
     }
-    let flows = flows(&cluster, &arguments.from, &arguments.to, &arguments.port)?;
+    let asked = match &arguments.via {
+        None => direct(&cluster, arguments)?,
+        Some(via) => {
+            let seen = see(&arguments.source, via)?;
+            let question = Question {
+                via,
+                from: &arguments.from,
+                to: arguments.to.as_ref(),
+                port: &arguments.port,
+                node: arguments.node.as_deref(),
+            };
+            via::asked(&cluster, &seen, &question)?
+        }
+    };
     let evaluator = Evaluator::new(&cluster);
     let mut output = Output::stdout(arguments.output.format);
     if arguments.output.format == Format::Table {
-        for flow in &flows {
-            text::print(arguments, &evaluator, flow, &mut output)?;
+        for one in &asked {
+            text::print(&evaluator, one, &mut output)?;
         }
     } else {
-        let records = flows
-            .iter()
-            .map(|flow| FlowRecord::new(&evaluator, flow))
-            .collect();
-        output.value(&Record::new(arguments, records))?;
+        output.value(&Record::new(arguments, &evaluator, &asked))?;
     }
     output.flush()?;
     Ok(Exit::Done)
+}
+
+/// A flow that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    /// Both ends as the user knows them.
+    from: String,
+    to: String,
+    flow: Flow,
+    /// Where it is judged, in the order of the packet.
+    directions: &'static [Direction],
+    /// What happens to the packet on its way, in words.
+    steps: Vec<String>,
+    /// Flows of one group make up one connection: all of them must be allowed.
+    group: usize,
+}
+
+fn direct(cluster: &Cluster, arguments: &ExplainArguments) -> Result<Vec<Asked>, CommandError> {
+    let Some(to) = &arguments.to else {
+        return Err(CommandError::Usage("give --to, or --via".to_owned()));
+    };
+    let flows = flows(cluster, &arguments.from, to, &arguments.port)?;
+    let asked = flows.into_iter().enumerate().map(|(group, flow)| Asked {
+        from: arguments.from.to_string(),
+        to: to.to_string(),
+        flow,
+        directions: &DIRECTIONS,
+        steps: Vec::new(),
+        group,
+    });
+    Ok(asked.collect())
+}
+
+fn see(source: &SourceLocation, via: &Via) -> Result<ServiceSeen, CommandError> {
+    let seen = match source {
+        SourceLocation::File(root) => see_in_files(root, &via.namespace, &via.name),
+        SourceLocation::Kubernetes(kubeconfig) => KubernetesSource::open(kubeconfig.as_deref())
+            .map_err(LoadError::from)?
+            .see_service(&via.namespace, &via.name)?,
+    };
+    seen.ok_or_else(|| CommandError::Failed(format!("there is no {via}")))
 }
 
 /// The flows that the question means: one per address family that both ends have, and one per number of a named
@@ -192,7 +253,7 @@ fn services(
 const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cli::output::tests::Captured;
     use crate::cli::world::tests::{DATABASE_POLICY, SHOP, cluster};
@@ -201,7 +262,9 @@ mod tests {
         ExplainArguments {
             source: "file:unused".parse().unwrap(),
             from: from.parse().unwrap(),
-            to: to.parse().unwrap(),
+            to: Some(to.parse().unwrap()),
+            via: None,
+            node: None,
             port: port.parse().unwrap(),
             config: None,
             output: OutputArguments {
@@ -213,12 +276,16 @@ mod tests {
     fn explained(from: &str, port: &str) -> String {
         let cluster = cluster(&format!("{SHOP}---\n{DATABASE_POLICY}"));
         let arguments = arguments(from, "shop/db", port);
-        let flows = flows(&cluster, &arguments.from, &arguments.to, &arguments.port).unwrap();
-        let evaluator = Evaluator::new(&cluster);
+        let asked = direct(&cluster, &arguments).unwrap();
+        text_of(&cluster, &asked)
+    }
+
+    pub(super) fn text_of(cluster: &Cluster, asked: &[Asked]) -> String {
+        let evaluator = Evaluator::new(cluster);
         let captured = Captured::default();
         let mut output = captured.output(Format::Table);
-        for flow in &flows {
-            text::print(&arguments, &evaluator, flow, &mut output).unwrap();
+        for one in asked {
+            text::print(&evaluator, one, &mut output).unwrap();
         }
         captured.text()
     }
@@ -237,15 +304,10 @@ mod tests {
     fn the_record_names_the_deciding_rule() {
         let cluster = cluster(&format!("{SHOP}---\n{DATABASE_POLICY}"));
         let arguments = arguments("shop/web", "10.0.0.2", "5432/tcp");
-        let flows = flows(&cluster, &arguments.from, &arguments.to, &arguments.port).unwrap();
+        let asked = direct(&cluster, &arguments).unwrap();
         let evaluator = Evaluator::new(&cluster);
 
-        let records = flows
-            .iter()
-            .map(|flow| FlowRecord::new(&evaluator, flow))
-            .collect();
-
-        let record = serde_json::to_value(Record::new(&arguments, records)).unwrap();
+        let record = serde_json::to_value(Record::new(&arguments, &evaluator, &asked)).unwrap();
         assert_eq!(record["verdict"], "allow");
         let expected = serde_json::json!({
             "tier": "NetworkPolicy",
@@ -263,8 +325,7 @@ mod tests {
         for (from, port) in [("shop/nobody", "80/tcp"), ("shop/web", "http")] {
             let arguments = arguments(from, "shop/db", port);
 
-            let error =
-                flows(&cluster, &arguments.from, &arguments.to, &arguments.port).unwrap_err();
+            let error = direct(&cluster, &arguments).unwrap_err();
 
             assert_eq!(error.exit(), Exit::Failed, "{error}");
         }

@@ -4,20 +4,23 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 use towpath_core::evaluate::{
-    Certainty, Evaluator, Explanation, Flow, PolicyTrace, Reason, RuleTrace, TierTrace, Walk,
+    Certainty, Evaluator, Explanation, PolicyTrace, Reason, RuleTrace, TierTrace, Walk,
 };
-use towpath_core::model::Verdict;
+use towpath_core::model::{Direction, Verdict};
 
 use super::super::arguments::protocol_name;
 use super::super::text::{peer_text, port_text};
-use super::{DIRECTIONS, ExplainArguments};
+use super::{Asked, ExplainArguments};
 
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Record {
     from: String,
+    /// Empty where every pod of the Service is meant.
     to: String,
+    /// The Service through which it goes.
+    via: Option<String>,
     service: String,
     /// `allow`, `deny`, or `mixed` where the flows differ.
     verdict: String,
@@ -25,17 +28,37 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(arguments: &ExplainArguments, flows: Vec<FlowRecord>) -> Self {
-        let first = flows
-            .first()
-            .map(|flow| flow.verdict.clone())
-            .unwrap_or_default();
-        let is_mixed = flows.iter().any(|flow| flow.verdict != first);
+    pub(super) fn new(
+        arguments: &ExplainArguments,
+        evaluator: &Evaluator<'_>,
+        asked: &[Asked],
+    ) -> Self {
+        let flows: Vec<FlowRecord> = asked
+            .iter()
+            .map(|asked| FlowRecord::new(evaluator, asked))
+            .collect();
+        // A connection is as good as the worst of its flows.
+        let connections: Vec<bool> = asked
+            .chunk_by(|one, next| one.group == next.group)
+            .scan(0, |from, group| {
+                let to = *from + group.len();
+                let is_allowed = flows[*from..to].iter().all(|flow| flow.verdict == "allow");
+                *from = to;
+                Some(is_allowed)
+            })
+            .collect();
+        let verdict = match (connections.contains(&true), connections.contains(&false)) {
+            (true, true) => "mixed",
+            (true, false) => "allow",
+            (false, _) => "deny",
+        };
+        let to = arguments.to.as_ref().map(ToString::to_string);
         Self {
             from: arguments.from.to_string(),
-            to: arguments.to.to_string(),
+            to: to.unwrap_or_default(),
+            via: arguments.via.as_ref().map(ToString::to_string),
             service: arguments.port.to_string(),
-            verdict: if is_mixed { "mixed".to_owned() } else { first },
+            verdict: verdict.to_owned(),
             flows,
         }
     }
@@ -45,23 +68,35 @@ impl Record {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct FlowRecord {
+    from: String,
+    to: String,
     source: IpAddr,
     destination: IpAddr,
     protocol: String,
     port: Option<u16>,
+    /// Flows with the same number make up one connection.
+    connection: usize,
+    /// What happens to the packet on its way.
+    steps: Vec<String>,
     verdict: String,
     directions: Vec<DirectionRecord>,
 }
 
 impl FlowRecord {
-    pub(super) fn new(evaluator: &Evaluator<'_>, flow: &Flow) -> Self {
-        let explanations = DIRECTIONS.map(|direction| evaluator.explain(direction, flow));
+    fn new(evaluator: &Evaluator<'_>, asked: &Asked) -> Self {
+        let flow = &asked.flow;
+        let explain = |direction: &Direction| evaluator.explain(*direction, flow);
+        let explanations: Vec<Explanation<'_>> = asked.directions.iter().map(explain).collect();
         let verdict = explanations.iter().map(|one| one.decision.verdict).max();
         Self {
+            from: asked.from.clone(),
+            to: asked.to.clone(),
             source: flow.source,
             destination: flow.destination,
             protocol: protocol_name(flow.protocol),
             port: flow.port,
+            connection: asked.group,
+            steps: asked.steps.clone(),
             verdict: verdict.unwrap_or(Verdict::Deny).to_string(),
             directions: explanations.iter().map(DirectionRecord::new).collect(),
         }

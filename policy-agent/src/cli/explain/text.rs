@@ -1,38 +1,42 @@
 //! An explanation as text.
 
 use std::io;
+use std::net::IpAddr;
 
 use towpath_core::evaluate::{
-    Certainty, Evaluator, Explanation, Flow, PolicyTrace, RuleTrace, TierTrace, Walk,
+    Certainty, Evaluator, Explanation, PolicyTrace, RuleTrace, TierTrace, Walk,
 };
-use towpath_core::model::Verdict;
+use towpath_core::model::{Direction, Verdict};
 
 use super::super::arguments::protocol_name;
 use super::super::output::{Colour, Output};
 use super::super::text::{peers_text, ports_text};
-use super::{DIRECTIONS, ExplainArguments};
+use super::Asked;
 
 /// Rules of one policy that are shown although they did not match.
 const MOST_MISMATCHES: usize = 12;
 
 pub(super) fn print(
-    arguments: &ExplainArguments,
     evaluator: &Evaluator<'_>,
-    flow: &Flow,
+    asked: &Asked,
     output: &mut Output,
 ) -> io::Result<()> {
-    let explanations = DIRECTIONS.map(|direction| evaluator.explain(direction, flow));
+    let flow = &asked.flow;
+    let explain = |direction: &Direction| evaluator.explain(*direction, flow);
+    let explanations: Vec<Explanation<'_>> = asked.directions.iter().map(explain).collect();
     let verdict = explanations.iter().map(|one| one.decision.verdict).max();
     let service = match flow.port {
         Some(port) => format!("{port}/{}", protocol_name(flow.protocol)),
         None => protocol_name(flow.protocol),
     };
     let verdict = paint(output, verdict.unwrap_or(Verdict::Deny));
-    let (from, to) = (&arguments.from, &arguments.to);
-    let (source, destination) = (flow.source, flow.destination);
-    output.line(&format!(
-        "{from} ({source}) -> {to} ({destination}) {service}: {verdict}"
-    ))?;
+    let end = |name: &str, address: IpAddr| format!("{name} ({address})");
+    let from = end(&asked.from, flow.source);
+    let to = end(&asked.to, flow.destination);
+    output.line(&format!("{from} -> {to} {service}: {verdict}"))?;
+    for step in &asked.steps {
+        output.line(&format!("  {step}"))?;
+    }
     for explanation in &explanations {
         direction(explanation, output)?;
     }

@@ -17,6 +17,7 @@ mod line;
 mod nodes;
 mod own_node;
 mod resource;
+mod services;
 mod stream;
 mod world;
 #[cfg(test)]
