@@ -150,7 +150,10 @@ impl Collection {
             .collect();
         self.is_listed = true;
         self.pass(version);
-        self.take_out(gone)
+        let gone = self.take_out(gone);
+        // A list comes sorted, which leaves the nodes of the tree half empty; made of all at once they are full.
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        gone
     }
 
     /// The list was not read to its end, or not everything in it could be told from the rest: nothing is gone.

@@ -29,6 +29,9 @@ const PAGE: u32 = 500;
 /// Bytes of an answer that is no success.
 const STATUS_BYTES: usize = 64 << 10;
 
+/// Bytes that are read from a connection at once.
+const READ_BYTES: usize = 16 << 10;
+
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
@@ -472,6 +475,8 @@ fn client(config: &Config, timing: Timing) -> Result<Client, kube::Error> {
         .pool_max_idle_per_host(2)
         .pool_idle_timeout(Duration::from_secs(30))
         .pool_timer(hyper_util::rt::TokioTimer::new())
+        // By itself it grows with a list, and each watch then keeps some hundred kilobytes for its few bytes.
+        .http1_read_buf_exact_size(READ_BYTES)
         .build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())

@@ -1,5 +1,7 @@
 //! Bytes of the API server, cut into objects: lines of a watch, items of a list. Never more than one object is held.
 
+use std::io::BufRead as _;
+
 use serde::Deserialize;
 
 /// Bytes of one object. The store behind an API server takes far less.
@@ -30,7 +32,7 @@ impl Lines {
         mut line: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut bytes = bytes;
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = line_end(bytes) {
             let (head, tail) = bytes.split_at(end);
             bytes = &tail[1..];
             if self.rest.is_empty() {
@@ -48,6 +50,14 @@ impl Lines {
         }
         Ok(())
     }
+}
+
+/// Where the first line of these bytes ends.
+fn line_end(bytes: &[u8]) -> Option<usize> {
+    // The standard library's search looks at more than one byte at a time.
+    let read = (&mut &*bytes).skip_until(b'\n').ok()?;
+    let end = read.checked_sub(1)?;
+    (bytes[end] == b'\n').then_some(end)
 }
 
 /// What stands around the items of a list.
