@@ -17,6 +17,22 @@ pub fn probe() -> Result<PathBuf> {
     ours("towpath-probe", "TOWPATH_PROBE_BIN", "towpath-tests")
 }
 
+/// The chained CNI plugin: `TOWPATH_CNI_BIN`, else the one built beside the agent.
+pub fn plugin() -> Result<PathBuf> {
+    let variable = "TOWPATH_CNI_BIN";
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(PathBuf::from(path));
+    }
+    let path = towpath()?.with_file_name("towpath-cni");
+    if is_program(&path) {
+        return Ok(path);
+    }
+    bail!(
+        "there is no {}; run cargo build --package towpath-cni, or set {variable}",
+        path.display()
+    )
+}
+
 /// The folder that holds the CNI plugins `bridge` and `host-local`.
 pub fn cni_folder() -> Option<PathBuf> {
     CNI_FOLDERS

@@ -4,18 +4,18 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use serde_json::json;
 use towpath_tests::agent::{Agent, AgentOptions};
 use towpath_tests::cluster::{KubernetesConfig, Rules};
-use towpath_tests::cni::{BRIDGE, NETWORK_NAME, PluginSet, invoke};
+use towpath_tests::cni::{BRIDGE, PluginSet};
 use towpath_tests::frame::Mac;
 use towpath_tests::lab::{Backend, Lab, LabConfig, Node, Pod, PodSpec};
 use towpath_tests::matrix::{Flow, Matrix};
 use towpath_tests::probe::{Outcome, Patience, Target, probe};
+use towpath_tests::require;
 use towpath_tests::stage::{Stage, allow_http, deny_ingress};
 use towpath_tests::wait::{PATIENCE, until};
-use towpath_tests::{program, require};
 
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -199,7 +199,6 @@ fn forget_tables(node: &Node) -> Result<()> {
 fn announce(lab: &Lab, pod: &Pod) -> Result<()> {
     let text = |mac: &Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
     let address = pod.ipv4()?;
-    let folder = lab.folder().join(&pod.spec.node);
     let result = json!({
         "cniVersion": "0.3.1",
         "interfaces": [
@@ -209,31 +208,7 @@ fn announce(lab: &Lab, pod: &Pod) -> Result<()> {
         ],
         "ips": [{ "version": "4", "interface": 2, "address": format!("{address}/24") }],
     });
-    let configuration = json!({
-        "cniVersion": "0.3.1",
-        "name": NETWORK_NAME,
-        "type": "towpath-cni",
-        "socket": folder.join("towpath.sock"),
-        "queue": folder.join("state/cni-deletions"),
-        "prevResult": result,
-    });
-    // Built beside the agent.
-    let plugin = program::towpath()?.with_file_name("towpath-cni");
-    let node = lab.node(&pod.spec.node)?;
-    let output = invoke(
-        &node.namespace,
-        &plugin,
-        &pod.sandbox,
-        "ADD",
-        &configuration.to_string(),
-    )
-    .context("cannot start towpath-cni; is it built? cargo build -p towpath-cni")?;
-    ensure!(
-        output.status.success(),
-        "towpath-cni refused: {}",
-        String::from_utf8_lossy(&output.stdout)
-    );
-    Ok(())
+    lab.call_plugin(&pod.spec.node, &pod.sandbox, "ADD", &result)
 }
 
 #[test]

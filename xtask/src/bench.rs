@@ -61,6 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         command.arg("--gate");
     }
     if arguments.kubernetes {
+        command.env("TOWPATH_CNI_BIN", dist::plugin()?);
         command.arg("--kubernetes");
     }
     for part in &arguments.only {

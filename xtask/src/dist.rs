@@ -12,13 +12,18 @@ use crate::setup;
 /// Builds the agent and the CNI plugin, and says where they are.
 pub(crate) fn run() -> Result<ExitCode> {
     say(&agent()?.display().to_string());
-    say(&built("towpath-cni", "plugin")?.display().to_string());
+    say(&plugin()?.display().to_string());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Builds the agent's program as it ships.
 pub(crate) fn agent() -> Result<PathBuf> {
     built("towpath", "dist")
+}
+
+/// Builds the CNI plugin as it ships.
+pub(crate) fn plugin() -> Result<PathBuf> {
+    built("towpath-cni", "plugin")
 }
 
 fn built(program: &str, profile: &str) -> Result<PathBuf> {

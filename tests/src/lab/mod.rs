@@ -20,15 +20,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
 
 pub use node::Node;
 pub use pod::{Pod, PodPort, PodSpec, Server};
 
 use crate::addresses::Addresses;
 use crate::cluster::{Cluster, KubernetesConfig};
-use crate::cni::{Plug, PluginSet};
+use crate::cni::{NETWORK_NAME, Plug, PluginSet, Sandbox, invoke};
 use crate::manifest::{self, Manifests};
 use crate::netns::Namespace;
+use crate::program;
 use crate::run::Run;
 
 /// Who carries packets between nodes.
@@ -311,6 +313,41 @@ impl Lab {
         let pod = pod.with_context(|| format!("the lab has no pod {id}"))?;
         let node = self.node(&pod.spec.node)?;
         pod.destroy(node)
+    }
+
+    /// Calls our plugin on a node, as a conflist of Flannel has it after the others; `previous` is what these said.
+    pub fn call_plugin(
+        &self,
+        node: &str,
+        sandbox: &Sandbox,
+        verb: &str,
+        previous: &Value,
+    ) -> Result<()> {
+        let folder = self.folder().join(node);
+        let mut configuration = json!({
+            "cniVersion": "0.3.1",
+            "name": NETWORK_NAME,
+            "type": "towpath-cni",
+            "socket": folder.join("towpath.sock"),
+            "queue": folder.join("state/cni-deletions"),
+        });
+        if !previous.is_null() {
+            configuration["prevResult"] = previous.clone();
+        }
+        let plugin = program::plugin()?;
+        let namespace = &self.node(node)?.namespace;
+        let output = invoke(
+            namespace,
+            &plugin,
+            sandbox,
+            verb,
+            &configuration.to_string(),
+        )?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stdout);
+            bail!("towpath-cni {verb} failed: {words}");
+        }
+        Ok(())
     }
 
     /// Creates the object of a pod that a kubelet is to start, and does not wait for it.

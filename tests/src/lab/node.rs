@@ -29,7 +29,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Its pods' addresses come from here, IPv4 first.
     pub pod_cidrs: Vec<IpNet>,
-    pub(crate) plugins: Plugins,
+    /// What plugs its pods in.
+    pub plugins: Plugins,
     backend: Backend,
     /// Its number, from 0.
     pub index: u8,

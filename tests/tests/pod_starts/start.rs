@@ -11,10 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use towpath_tests::cluster::KubernetesConfig;
-use towpath_tests::cni::{Attachment, NETWORK_NAME, PluginSet, Plugins, Sandbox, invoke};
+use towpath_tests::cni::{Attachment, PluginSet, Plugins, Sandbox};
 use towpath_tests::lab::{Lab, LabConfig, PodSpec};
 use towpath_tests::netns::Namespace;
-use towpath_tests::program;
 use towpath_tests::wait::{PATIENCE, until};
 
 use crate::peers::{PORT, Peer, sender};
@@ -236,30 +235,8 @@ impl Bed {
         Ok(added)
     }
 
-    /// Calls our plugin, as a conflist of Flannel has it after the others.
     fn ours(&self, verb: &str, sandbox: &Sandbox, previous: &Value) -> Result<()> {
-        let folder = self.lab.folder().join(NODE);
-        let mut configuration = json!({
-            "cniVersion": "0.3.1",
-            "name": NETWORK_NAME,
-            "type": "towpath-cni",
-            "socket": folder.join("towpath.sock"),
-            "queue": folder.join("state/cni-deletions"),
-        });
-        if !previous.is_null() {
-            configuration["prevResult"] = previous.clone();
-        }
-        // Built beside the agent.
-        let plugin = program::towpath()?.with_file_name("towpath-cni");
-        let node = &self.lab.node(NODE)?.namespace;
-        let output = invoke(node, &plugin, sandbox, verb, &configuration.to_string())
-            .context("cannot start towpath-cni; is it built? cargo build -p towpath-cni")?;
-        let words = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(
-            output.status.success(),
-            "towpath-cni {verb} failed: {words}"
-        );
-        Ok(())
+        self.lab.call_plugin(NODE, sandbox, verb, previous)
     }
 }
 

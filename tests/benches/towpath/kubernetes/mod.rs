@@ -5,6 +5,7 @@
 //! latency stands a control: when a bare watch in this process saw the same event.
 
 mod bed;
+mod cni;
 mod latency;
 mod metrics;
 mod start;
@@ -61,6 +62,7 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
         is_inside_bound: true,
     };
     latency::measure(report, &bed, &full)?;
+    cni::measure(report, &bed, full.title)?;
     memory(report, &bed, enforced)
 }
 
