@@ -9,7 +9,6 @@ use towpath_tests::lab::PodSpec;
 use towpath_tests::netns::Namespace;
 
 use super::bed::{Bed, NAMESPACE, NODE};
-use super::metrics::Process as _;
 use super::say;
 use crate::report::{Arm, Gate, Kind, Report, Section};
 
